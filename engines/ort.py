@@ -1,0 +1,150 @@
+"""ONNX Runtime: the packed graph on CPUs, the portable one on NVIDIA GPUs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from m3rt.artifact import Artifact
+from m3rt.engines import BACKENDS, Probe
+from m3rt.engines.padding import cut, pad, unpad
+from m3rt.errors import ArtifactError, EngineError, UnavailableError
+from m3rt.types import Batch, Engine, Heads, Limits, Raw
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+# Linear layers are at their full speed from some 256 rows on, and activations of more than about
+# a thousand no longer fit the cache.
+CPU_TOKENS = 1024
+CUDA_TOKENS = 16384
+
+
+class Packed:
+    """The packed graph: tokens end to end, no padding, attention text by text."""
+
+    def __init__(self, session: ort.InferenceSession, limits: Limits, heads: Heads) -> None:
+        self.limits = limits
+        self._session = session
+        self._heads = heads  # that the graph has
+
+    def run(self, batch: Batch, heads: Heads) -> Raw:
+        """Compute the heads asked for."""
+        tokens = batch.tokens
+        inputs = {"input_ids": tokens.values.astype(np.int64), "starts": tokens.starts}
+        for head in self._heads:
+            inputs[f"want_{head.names[0]}"] = np.array(head in heads)
+        out = compute(self._session, heads, inputs)
+        colbert = out.get("colbert")
+        return Raw(
+            dense=out.get("dense"),
+            weights=out.get("sparse"),
+            colbert=None if colbert is None else np.split(colbert, tokens.starts[1:-1]),
+        )
+
+
+class Padded:
+    """The portable graph: rectangles of ids and a mask."""
+
+    def __init__(self, session: ort.InferenceSession, limits: Limits, pad_id: int) -> None:
+        self.limits = limits
+        self._session = session
+        self._pad_id = pad_id
+
+    def run(self, batch: Batch, heads: Heads) -> Raw:
+        """Compute the heads asked for."""
+        ids, mask = pad(batch, self._pad_id)
+        out = compute(
+            self._session,
+            heads,
+            {"input_ids": ids.astype(np.int64), "attention_mask": mask.astype(np.int64)},
+        )
+        weights, colbert = out.get("sparse"), out.get("colbert")
+        return Raw(
+            dense=out.get("dense"),
+            weights=None if weights is None else unpad(weights, mask),
+            colbert=None if colbert is None else cut(colbert, batch),
+        )
+
+
+def compute(
+    session: ort.InferenceSession, heads: Heads, inputs: Mapping[str, np.ndarray[Any, Any]]
+) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+    """Run a session and fetch the heads asked for.
+
+    Raises:
+        EngineError: ONNX Runtime failed.
+    """
+    try:
+        outputs = session.run(list(heads.names), dict(inputs))
+    except Exception as error:  # the binding has no common class for its errors
+        raise EngineError(f"ONNX Runtime failed: {error}") from error
+    return dict(zip(heads.names, outputs, strict=True))
+
+
+def load(artifact: Artifact, name: str) -> Engine:
+    """Open an engine of this module.
+
+    Raises:
+        ArtifactError: the graph cannot be read.
+        UnavailableError: the provider asked for is not the one that would run.
+    """
+    longest = artifact.manifest.max_length
+    if name == "cpu":
+        session = open_session(artifact.graph("packed"), name)
+        limits = Limits(CPU_TOKENS, longest, pads=False)
+        return Packed(session, limits, artifact.manifest.head_flags)
+    session = open_session(artifact.graph("portable"), name)
+    return Padded(session, Limits(CUDA_TOKENS, longest, pads=True), artifact.manifest.pad_id)
+
+
+def open_session(graph: Path, name: str) -> ort.InferenceSession:
+    """Open a graph with one provider, and no other in its place."""
+    found = probe(name)
+    if not found.ready:
+        raise UnavailableError(found.detail)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors come as exceptions
+    # the processors this process may use: a container's share, not the host's count
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    # waiting threads sleep: a server's other threads need the cores more
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # the arena keeps the peak of the longest text for ever
+    options.enable_cpu_mem_arena = False
+    try:
+        session = ort.InferenceSession(graph, options, providers=[PROVIDERS[name]])
+    except Exception as error:  # the binding has no common class for its errors
+        raise ArtifactError(f"ONNX Runtime cannot open {graph}: {error}") from error
+    running = session.get_providers()[0]
+    if running != PROVIDERS[name]:
+        raise UnavailableError(f"asked for {PROVIDERS[name]}, the session has {running}")
+    return session
+
+
+def probe(name: str) -> Probe:
+    """Say whether this installation has the engine's provider."""
+    there = ort.get_available_providers()
+    if PROVIDERS[name] not in there:
+        return Probe(
+            name,
+            False,
+            f"onnxruntime {ort.__version__} has no {PROVIDERS[name]}, only {', '.join(there)}: "
+            f"pip uninstall onnxruntime; pip install 'm3rt[{BACKENDS[name].extra}]'",
+        )
+    return Probe(name, True, f"{distribution()} {ort.__version__}, {PROVIDERS[name]}")
+
+
+def distribution() -> str:
+    """Return which of the packages that share this module is installed."""
+    for package in ("onnxruntime-gpu", "onnxruntime"):
+        try:
+            version(package)
+        except PackageNotFoundError:
+            continue
+        return package
+    return "onnxruntime"

@@ -1,0 +1,25 @@
+"""Opening a model directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from m3rt import artifact, engines
+from m3rt.runtime import M3
+from m3rt.tokenizer import Tokenizer
+
+
+def load(path: str | Path, engine: str = "auto") -> M3:
+    """Open a model directory with an engine.
+
+    Args:
+        path: what ``m3rt export`` wrote.
+        engine: a name from ``m3rt doctor``; ``auto`` takes the best one that can run here.
+
+    Raises:
+        ArtifactError: the directory is missing, damaged or foreign.
+        UnavailableError: the engine's package, provider or device is not there.
+    """
+    model = artifact.read(path)
+    tokenizer = Tokenizer.from_file(model.path / "tokenizer.json")
+    return M3(model.manifest, tokenizer, engines.load(model, engine))

@@ -1,0 +1,128 @@
+"""Texts from files: what ``m3rt encode`` reads."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from m3rt.errors import EngineError, InputError
+
+STDIN = Path("-")
+TEXTS = 1024  # of one chunk, and
+CHARACTERS = 1 << 18  # whichever comes first: bounds the ColBERT vectors held at once
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One text of a file."""
+
+    id: str  # the record's own, else the number of its line
+    text: str
+    line: int  # counted from 1
+
+
+@contextlib.contextmanager
+def source(path: Path) -> Iterator[BinaryIO]:
+    """Open a file of texts; ``-`` is stdin.
+
+    Raises:
+        InputError: it cannot be opened.
+    """
+    if path == STDIN:
+        yield sys.stdin.buffer
+        return
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    with file:
+        yield file
+
+
+def read(stream: BinaryIO, name: str, jsonl: bool) -> Iterator[Record]:
+    """Read one text a line, or one JSON object a line.
+
+    Raises:
+        InputError: a line is not UTF-8, or not a record; names the file and the line.
+    """
+    for number, data in enumerate(stream, 1):
+        place = f"{name}, line {number}"
+        try:
+            line = data.decode("utf-8-sig" if number == 1 else "utf-8")
+            line = line.removesuffix("\n").removesuffix("\r")
+            yield parse(line, number) if jsonl else Record(str(number), line, number)
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{place}: byte {error.start} is 0x{data[error.start]:02x}, "
+                "expected UTF-8; convert the file, for example with iconv -t utf-8"
+            ) from error
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from error
+
+
+def parse(line: str, number: int) -> Record:
+    """Read a JSON record: ``text``, perhaps ``title``, and ``id`` or ``_id``, as BEIR has it.
+
+    Raises:
+        InputError: it is not JSON, no object, or a field is missing or of another type.
+    """
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not JSON ({error}); for plain text pass --input-format text") from error
+    if not isinstance(record, dict):
+        raise InputError(f"found a JSON {type(record).__name__}, expected an object with 'text'")
+    if "text" not in record:
+        raise InputError(f"the object has no 'text', only {', '.join(map(repr, record)) or '{}'}")
+    text, title = record["text"], record.get("title") or ""
+    for field, value in (("text", text), ("title", title)):
+        if not isinstance(value, str):
+            raise InputError(f"{field!r} is {type(value).__name__}, expected a string")
+    identity = record.get("id", record.get("_id", number))
+    if isinstance(identity, bool) or not isinstance(identity, str | int):
+        raise InputError(f"the id is {type(identity).__name__}, expected a string or an integer")
+    found = Record(str(identity), f"{title} {text}" if title else text, number)
+    try:
+        (found.id + found.text).encode()
+    except UnicodeEncodeError as error:
+        raise InputError("an escape stands for a lone surrogate, which is no character") from error
+    return found
+
+
+def chunks(
+    records: Iterable[Record], texts: int = TEXTS, characters: int = CHARACTERS
+) -> Iterator[list[Record]]:
+    """Group records, so that a chunk has so many texts or, save for the last, characters."""
+    chunk: list[Record] = []
+    size = 0
+    for record in records:
+        chunk.append(record)
+        size += len(record.text)
+        if len(chunk) >= texts or size >= characters:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+@contextlib.contextmanager
+def placed(chunk: list[Record]) -> Iterator[None]:
+    """Add to an error, which counts the texts of the chunk, where the chunk stands."""
+    try:
+        yield
+    except (InputError, EngineError) as error:
+        start = f"counting texts from 0 at line {chunk[0].line}"
+        raise type(error)(f"{start}: {error}") from error
+
+
+def count(path: Path) -> int | None:
+    """Count the lines of a file; None for stdin and what else can be read but once."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return sum(1 for _ in file)

@@ -1,0 +1,167 @@
+"""How the command line speaks: results to stdout, everything said to people to stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from m3rt.artifact import Artifact
+from m3rt.types import Heads
+
+if TYPE_CHECKING:
+    from m3rt.doctor import Report
+
+# markup off: brackets, as in m3rt[cpu], are not rich's
+PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+people = Console(stderr=True, **PLAIN)
+
+
+class Results(Console):
+    """Stdout; a reader that went away is for the command line to handle."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the error pass."""
+        raise  # rich calls this while it handles the error
+
+
+def say(text: str) -> None:
+    """Tell people one line."""
+    people.print(text, soft_wrap=True)
+
+
+def say_json(message: Any) -> None:
+    """Tell programs one line, where people would be told one."""
+    sys.stderr.write(json.dumps(message) + "\n")
+
+
+def show(*tables: Table) -> None:
+    """Print results; in a pipe, a row is never broken."""
+    console = Results(width=None if sys.stdout.isatty() else 10_000, **PLAIN)
+    for table in tables:
+        console.print(table)
+    sys.stdout.flush()
+
+
+def show_json(result: Any) -> None:
+    """Print a result as JSON."""
+    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+    sys.stdout.flush()
+
+
+def progress(shown: bool = True) -> Progress:
+    """Return a bar for stderr, which shows only on a terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(show_speed=True),
+        TimeRemainingColumn(),
+        console=people,
+        disable=not (shown and people.is_terminal),
+        redirect_stdout=False,  # rich would send what goes to stdout to stderr
+    )
+
+
+def facts(rows: Iterable[tuple[str, object]]) -> Table:
+    """Return names and values; a value that is None or empty is left out."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        if value not in (None, ""):
+            table.add_row(name, str(value))
+    return table
+
+
+def titled(title: str, *columns: str) -> Table:
+    """Return an empty table without frames."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def parity(figures: Mapping[str, Any]) -> Table:
+    """Return the table of how far an exported model is from its checkpoint."""
+    texts = ", ".join(f"{figures[key]} {key}" for key in ("texts", "tokens") if key in figures)
+    verdict = "ok" if figures.get("ok") else "out of tolerance"
+    table = titled(f"parity: {verdict} ({texts})", "head", "figure", "value", "tolerance")
+    tolerances = figures.get("tolerances", {})
+    for head in Heads.ALL.names:
+        for name, value in figures.get(head, {}).items():
+            table.add_row(head, name, figure(value), figure(tolerance(tolerances, head, name)))
+    return table
+
+
+def tolerance(tolerances: Mapping[str, Any], head: str, name: str) -> Any:
+    """Find the tolerance of a figure: dense_cosine is that of cosine_min, a mean has none."""
+    stem, _, extreme = name.rpartition("_")
+    if extreme not in ("min", "max"):
+        return ""
+    return tolerances.get(f"{head}_{stem}", tolerances.get(stem, ""))
+
+
+def figure(value: Any) -> str:
+    """Write one figure; a float with enough digits to tell a cosine from one."""
+    return f"{value:.8g}" if isinstance(value, float) else str(value)
+
+
+def described(artifact: Artifact) -> dict[str, Any]:
+    """Return a model directory as JSON has it."""
+    return {"path": str(artifact.path)} | dataclasses.asdict(artifact.manifest)
+
+
+def inspected(artifact: Artifact, engine: str) -> list[Table]:
+    """Return a model directory as people read it."""
+    manifest = artifact.manifest
+    source = manifest.source
+    about = facts(
+        [
+            ("model", artifact.path),
+            ("size", decimal(sum(file.bytes for file in manifest.files.values()))),
+            ("checkpoint", source.checkpoint),
+            ("revision", source.revision),
+            ("architecture", manifest.architecture),
+            ("heads", ", ".join(manifest.heads)),
+            ("pooling", manifest.pooling),
+            ("layers", manifest.layers),
+            ("hidden size", manifest.hidden),
+            ("ColBERT width", manifest.colbert_dim),
+            ("vocabulary", manifest.vocab),
+            ("longest text", f"{manifest.max_length} tokens"),
+            ("graphs", ", ".join(f"{form} ({file})" for form, file in manifest.graphs.items())),
+            ("made with", ", ".join(f"{name} {v}" for name, v in manifest.versions.items())),
+            ("engine", engine),
+        ]
+    )
+    files = titled("files", "name", "size", "sha256")
+    for name, file in manifest.files.items():
+        files.add_row(name, decimal(file.bytes), file.sha256[:12])
+    return [about, files, *([parity(manifest.parity)] if manifest.parity else [])]
+
+
+def examined(report: Report) -> list[Table]:
+    """Return doctor's report as people read it."""
+    machine = facts(
+        [
+            ("cpu", report.cpu.model),
+            ("cores", report.cpu.cores),
+            ("flags", " ".join(report.cpu.flags)),
+            ("memory", decimal(report.memory) if report.memory else None),
+            ("nvidia", ", ".join(report.nvidia) or "no device"),
+        ]
+    )
+    packages = titled("packages", "name", "version")
+    for name, version in report.packages.items():
+        packages.add_row(name, version or "not installed")
+    engines = titled("engines", "name", "can run", "detail")
+    for probe in report.engines:
+        engines.add_row(probe.engine, "yes" if probe.ready else "no", probe.detail)
+    return [machine, packages, engines]

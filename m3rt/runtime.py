@@ -1,0 +1,167 @@
+"""Texts to embeddings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+
+from m3rt.artifact import Manifest
+from m3rt.errors import InputError
+from m3rt.heads import finish, merge
+from m3rt.plan import batches
+from m3rt.tokenizer import Tokenizer
+from m3rt.types import (
+    Batch,
+    Embeddings,
+    Engine,
+    Heads,
+    Ragged,
+    Raw,
+    Sparse,
+    Tokens,
+    offsets,
+)
+
+Progress = Callable[[int], None]  # told how many texts each step finished
+
+
+class M3:
+    """A tokenizer and an engine. Safe to share between threads."""
+
+    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, engine: Engine) -> None:
+        self.manifest = manifest
+        self.tokenizer = tokenizer
+        self.engine = engine
+
+    @property
+    def heads(self) -> Heads:
+        """The heads this model has."""
+        return self.manifest.head_flags
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of one text, special tokens included."""
+        return min(self.manifest.max_length, self.engine.limits.max_length)
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        heads: Heads = Heads.ALL,
+        *,
+        max_length: int | None = None,
+        on_long: Literal["truncate", "error"] = "truncate",
+        batch_tokens: int | None = None,
+        progress: Progress | None = None,
+    ) -> Embeddings:
+        """Embed texts.
+
+        Args:
+            texts: n texts; an empty list gives an Embeddings of length 0.
+            heads: what to compute; ALL is every head the model has.
+            max_length: tokens kept of a text, special tokens included; the model's own by default.
+            on_long: ``truncate`` keeps the first tokens and says so in ``Embeddings.truncated``,
+                ``error`` refuses the request.
+            batch_tokens: aim for the tokens of one step, instead of the engine's own.
+            progress: called after each step with the number of texts it finished.
+
+        Returns:
+            The heads asked for, in the order of the texts, with ``n_tokens`` and ``truncated``.
+
+        Raises:
+            InputError: not text, too long with ``on_long="error"``, or a head the model lacks.
+            EngineError: the engine failed, or gave NaN or Inf.
+        """
+        tokens = self.tokenize(texts, max_length=max_length, on_long=on_long)
+        report = None if progress is None else lambda batch: progress(len(batch.rows))
+        return self.encode_tokens(tokens, heads, batch_tokens=batch_tokens, progress=report)
+
+    def encode_tokens(
+        self,
+        tokens: Tokens,
+        heads: Heads = Heads.ALL,
+        *,
+        batch_tokens: int | None = None,
+        progress: Callable[[Batch], None] | None = None,
+    ) -> Embeddings:
+        """Embed token ids, as tokenize gives them; see encode."""
+        heads = self._available(heads)
+        parts = []
+        for batch, raw in self.run(tokens, heads, batch_tokens):
+            parts.append((batch, finish(batch, raw, self.manifest.unscored_ids)))
+            if progress:
+                progress(batch)
+        return merge(tokens, parts, self._nothing(heads))
+
+    def tokenize(
+        self,
+        texts: Sequence[str],
+        *,
+        max_length: int | None = None,
+        on_long: Literal["truncate", "error"] = "truncate",
+    ) -> Tokens:
+        """Return the token ids that encode would run.
+
+        Raises:
+            InputError: not text, too long with ``on_long="error"``, or a bad max_length.
+        """
+        kept = self.max_length if max_length is None else max_length
+        least = self.tokenizer.min_length
+        if not least <= kept <= self.max_length:
+            raise InputError(
+                f"max_length is {kept}, expected {least} to {self.max_length} for this model"
+            )
+        tokens = self.tokenizer(texts, kept)
+        if on_long == "error" and tokens.truncated.any():
+            rows = np.flatnonzero(tokens.truncated).tolist()
+            length = self.tokenizer.lengths([texts[rows[0]]])[0]
+            raise InputError(
+                f"{len(rows)} text(s) are longer than {kept} tokens: number "
+                f"{', '.join(map(str, rows[:5]))}; the first has {length}. Split them, or pass "
+                "on_long='truncate'"
+            )
+        return tokens
+
+    def run(
+        self, tokens: Tokens, heads: Heads = Heads.ALL, batch_tokens: int | None = None
+    ) -> Iterator[tuple[Batch, Raw]]:
+        """Run tokens, and give what the engine returns, batch by batch; longest texts first.
+
+        This is the step below encode, for those who finish the outputs in another way.
+        """
+        limits = self.engine.limits
+        if batch_tokens is not None:
+            if batch_tokens < 1:
+                raise InputError(f"batch_tokens is {batch_tokens}, expected at least 1")
+            limits = dataclasses.replace(limits, max_tokens=batch_tokens)
+        heads = self._available(heads)
+        for batch in batches(tokens.ids, limits):
+            yield batch, self.engine.run(batch, heads)
+
+    def _available(self, heads: Heads) -> Heads:
+        if not heads:
+            raise InputError("no head was asked for; there are dense, sparse and colbert")
+        if heads == Heads.ALL:
+            return self.heads
+        if lacking := heads & ~self.heads:
+            raise InputError(
+                f"this model has no {' and no '.join(lacking.names)} head, only "
+                f"{', '.join(self.heads.names)}"
+            )
+        return heads
+
+    def _nothing(self, heads: Heads) -> Embeddings:
+        no_rows = offsets([])
+        return Embeddings(
+            dense=np.empty((0, self.manifest.hidden), np.float32) if Heads.DENSE in heads else None,
+            sparse=Sparse(
+                Ragged(np.empty(0, np.int32), no_rows), Ragged(np.empty(0, np.float32), no_rows)
+            )
+            if Heads.SPARSE in heads
+            else None,
+            colbert=[] if Heads.COLBERT in heads else None,
+            n_tokens=np.empty(0, np.int64),
+            truncated=np.empty(0, np.bool_),
+        )

@@ -1,0 +1,184 @@
+"""The values that pass from stage to stage.
+
+Letters in shapes: n texts, t tokens in all, t_i tokens of text i, h the hidden size (1024 for
+BGE-M3), d the ColBERT width (1024 for BGE-M3). All arrays are numpy; float32 unless said.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+S = TypeVar("S", bound=np.generic)
+Ints = NDArray[np.int32]
+Offsets = NDArray[np.int64]
+Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+
+
+class Heads(enum.Flag):
+    """The outputs to compute. ALL means every head the model has."""
+
+    DENSE = enum.auto()
+    SPARSE = enum.auto()
+    COLBERT = enum.auto()
+    ALL = DENSE | SPARSE | COLBERT
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names in a fixed order, as the command line and the manifest write them."""
+        return tuple(head.name.lower() for head in self if head.name)
+
+    @classmethod
+    def parse(cls, names: Iterable[str]) -> Heads:
+        """Return the heads of these names; ``all`` stands for all three.
+
+        Raises:
+            ValueError: there is no head of that name.
+        """
+        heads = cls(0)
+        for name in names:
+            try:
+                heads |= cls[name.strip().upper()]
+            except KeyError:
+                raise ValueError(
+                    f"no head {name!r}; there are dense, sparse, colbert and all"
+                ) from None
+        return heads
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ragged(Generic[S]):
+    """Rows of unequal length, end to end: row i is ``values[starts[i]:starts[i + 1]]``."""
+
+    values: NDArray[S]  # (t, ...)
+    starts: Offsets  # (n + 1,)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, i: int) -> NDArray[S]:
+        if not -len(self) <= i < len(self):  # also ends a plain for loop
+            raise IndexError(f"row {i} of {len(self)}")
+        i %= len(self)
+        return self.values[self.starts[i] : self.starts[i + 1]]
+
+    @property
+    def lengths(self) -> Offsets:
+        """Length of each row, (n,)."""
+        return np.diff(self.starts)
+
+    def take(self, rows: Sequence[int] | Ints | Offsets) -> Ragged[S]:
+        """Return the given rows, in the given order, as a copy."""
+        lengths = self.lengths[rows]
+        starts = offsets(lengths)
+        # index of every value wanted: its row's old start plus its place in the row
+        shift = np.repeat(self.starts[:-1][rows] - starts[:-1], lengths)
+        return Ragged(self.values[shift + np.arange(starts[-1])], starts)
+
+
+def ragged(rows: Sequence[NDArray[S]], dtype: type[S]) -> Ragged[S]:
+    """Put rows end to end."""
+    values = np.concatenate(rows) if rows else np.empty(0, dtype)
+    return Ragged(values.astype(dtype, copy=False), offsets([len(row) for row in rows]))
+
+
+def offsets(lengths: Sequence[int] | Offsets) -> Offsets:
+    """Return where each row starts, and where the last one ends: (n,) becomes (n + 1,)."""
+    return np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))]).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokens:
+    """Token ids of n texts, special tokens included."""
+
+    ids: Ragged[np.int32]
+    truncated: Bools  # (n,) the text was longer than what is kept
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Texts that run together, packed end to end. An engine that pads, pads them to width."""
+
+    tokens: Ragged[np.int32]
+    rows: Offsets  # (n,) where each text stands in the request
+    width: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Raw:
+    """What an engine returns: unit vectors and token weights, without padding.
+
+    A head that was not asked for is None. The engine never writes these arrays again.
+    """
+
+    dense: Floats | None = None  # (n, h)
+    weights: Floats | None = None  # (t,) not negative
+    colbert: list[Floats] | None = None  # (t_i, d) each; views of the engine's output
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an engine can run at once.
+
+    A text longer than ``max_tokens`` runs alone, as long as it fits ``max_length``.
+    """
+
+    max_tokens: int  # aim per batch, padding included if the engine pads
+    max_length: int  # of one text
+    pads: bool  # the engine computes on rectangles: a batch costs n * width
+    widths: tuple[int, ...] = ()  # ascending; the widths an engine was built for, () for any
+
+
+class Engine(Protocol):
+    """Runs batches. Many threads may call run at once; an engine that cannot, locks."""
+
+    @property
+    def limits(self) -> Limits:
+        """What the engine can run at once."""
+        ...
+
+    def run(self, batch: Batch, heads: Heads) -> Raw:
+        """Compute the heads asked for; the others stay None.
+
+        Raises:
+            EngineError: the library below failed.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sparse:
+    """Lexical weights of n texts.
+
+    Within a text the ids ascend, none comes twice, and every weight is greater than zero.
+    """
+
+    ids: Ragged[np.int32]
+    weights: Ragged[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, i: int) -> dict[int, float]:
+        """Return token id to weight of text i."""
+        return dict(zip(self.ids[i].tolist(), self.weights[i].tolist(), strict=True))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embeddings:
+    """The outputs for n texts, in the order of the texts. A head not asked for is None."""
+
+    dense: Floats | None  # (n, h) unit vectors
+    sparse: Sparse | None
+    colbert: list[Floats] | None  # (t_i - 1, d) unit vectors: one per token but the first
+    n_tokens: Offsets  # (n,) tokens that were encoded, special tokens included
+    truncated: Bools  # (n,) the text had more tokens than n_tokens
+
+    def __len__(self) -> int:
+        return len(self.n_tokens)

@@ -1,0 +1,94 @@
+"""Small random checkpoints, and the model directories exported from them, once per run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+import m3rt
+from benchmarks.checkpoint import TINY, Shape, make
+from m3rt import artifact, export
+
+ROOT = Path(__file__).parents[1]
+DATA = Path(os.environ.get("M3RT_DATA", ROOT.parent / "shared" / "data")).resolve()
+
+# As a fine-tuned checkpoint may be: another depth, width, head count and ColBERT width.
+ODD = Shape(hidden=48, layers=3, heads=3, ffn=80, colbert_dim=20, positions=514)
+# Wide enough that float32 rounding shows, as in the real model, and long enough for 8192 tokens.
+WIDE = Shape(hidden=128, layers=4, heads=2, ffn=256)
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The shared data: real tokenizer, fixtures, texts. Skips where there is none."""
+    if not (DATA / "SOURCES.md").is_file():
+        pytest.skip(f"no shared data at {DATA}: set M3RT_DATA to its directory")
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir() -> Path | None:
+    """The real tokenizer where the data is present; None trains a small one."""
+    folder = DATA / "tokenizer"
+    return folder if (folder / "tokenizer.json").is_file() else None
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers of width 64, three heads, a small trained tokenizer."""
+    return make(tmp_path_factory.mktemp("checkpoints") / "tiny", TINY)
+
+
+@pytest.fixture(scope="session")
+def odd_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose shape is not BGE-M3's in any way, 512 tokens long."""
+    return make(tmp_path_factory.mktemp("checkpoints") / "odd", ODD, seed=1)
+
+
+@pytest.fixture(scope="session")
+def real_checkpoint(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """Random weights under the real tokenizer, config files and vocabulary."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    both = folder / "tokenizer"
+    both.mkdir()
+    for file in [data / "tokenizer" / "tokenizer.json", *(data / "config").iterdir()]:
+        (both / file.name).symlink_to(file)
+    return make(folder / "real", WIDE, both, seed=2)
+
+
+@pytest.fixture(scope="session")
+def model_dir(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of checkpoint. Tests must not write in it."""
+    return exported(checkpoint, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def odd_model_dir(odd_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of odd_checkpoint. Tests must not write in it."""
+    return exported(odd_checkpoint, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def real_model_dir(real_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of real_checkpoint. Tests must not write in it."""
+    return exported(real_checkpoint, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def model(model_dir: Path) -> m3rt.M3:
+    """The small model on the default engine."""
+    return m3rt.load(model_dir)
+
+
+def exported(checkpoint: Path, factory: pytest.TempPathFactory) -> Path:
+    """Export with the parity gate."""
+    return export.run(str(checkpoint), factory.mktemp("models") / checkpoint.name).path
+
+
+def copied(model_dir: Path, to: Path) -> artifact.Artifact:
+    """Copy a model directory, for tests that damage it."""
+    shutil.copytree(model_dir, to)
+    return artifact.Artifact(to, artifact.parse(to / artifact.MANIFEST))
