@@ -128,15 +128,25 @@ def train_tokenizer(out: Path, vocab: int = 2000) -> None:
     ]
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(state))
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
     )
     tokenizer.save(str(out / "tokenizer.json"))
-    names = {"bos": "<s>", "cls": "<s>", "pad": "<pad>", "eos": "</s>", "sep": "</s>", "unk": "<unk>"}
+    names = {
+        "bos": "<s>",
+        "cls": "<s>",
+        "pad": "<pad>",
+        "eos": "</s>",
+        "sep": "</s>",
+        "unk": "<unk>",
+    }
     special = {f"{name}_token": token for name, token in names.items()} | {"mask_token": "<mask>"}
     (out / "special_tokens_map.json").write_text(json.dumps(special, indent=2))
     (out / "tokenizer_config.json").write_text(
         json.dumps(
-            {**special, "tokenizer_class": "XLMRobertaTokenizer", "model_max_length": 8192}, indent=2
+            {**special, "tokenizer_class": "XLMRobertaTokenizer", "model_max_length": 8192},
+            indent=2,
         )
     )
 

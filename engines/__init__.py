@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib import import_module
+from types import ModuleType
 
 from m3rt.artifact import Artifact
 from m3rt.errors import InputError, UnavailableError, missing
@@ -66,6 +68,13 @@ def automatic() -> str:
     )
 
 
+def cores() -> int:
+    """Return how many processors this process may use: a container's share, not the host's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS and Windows
+
+
 def probe(name: str) -> Probe:
     """Say whether an engine can run here, without opening a model."""
     try:
@@ -76,7 +85,7 @@ def probe(name: str) -> Probe:
     return found
 
 
-def _module(name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202 - a module is no type
+def _module(name: str) -> ModuleType:
     if name not in BACKENDS:
         raise InputError(f"no engine {name!r}; there are auto, {', '.join(BACKENDS)}")
     backend = BACKENDS[name]

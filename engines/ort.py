@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from m3rt.artifact import Artifact
-from m3rt.engines import BACKENDS, Probe
+from m3rt.engines import BACKENDS, Probe, cores
 from m3rt.engines.padding import cut, pad, unpad
 from m3rt.errors import ArtifactError, EngineError, UnavailableError
 from m3rt.types import Batch, Engine, Heads, Limits, Raw
@@ -110,8 +109,7 @@ def open_session(graph: Path, name: str) -> ort.InferenceSession:
         raise UnavailableError(found.detail)
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors come as exceptions
-    # the processors this process may use: a container's share, not the host's count
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = cores()
     # waiting threads sleep: a server's other threads need the cores more
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # the arena keeps the peak of the longest text for ever

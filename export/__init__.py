@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
 from rich.progress import Progress
 
 from m3rt.artifact import Artifact
 from m3rt.errors import missing
 from m3rt.types import Heads
-
-if TYPE_CHECKING:
-    from m3rt.export import pipeline
 
 PACKAGES = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "onnxruntime")
 
@@ -51,7 +49,8 @@ def run(
         ParityError: a head differs from the checkpoint by more than the tolerance.
         UnavailableError: a package of the export extra is not installed.
     """
-    return stages().run(checkpoint, out, recipe or Recipe(), force, progress)
+    made: Artifact = stages().run(checkpoint, out, recipe or Recipe(), force, progress)
+    return made
 
 
 def verify(
@@ -62,10 +61,11 @@ def verify(
     Raises:
         ParityError: a head differs by more than the tolerance.
     """
-    return stages().verify(artifact, against, engine, progress)
+    figures: dict[str, Any] = stages().verify(artifact, against, engine, progress)
+    return figures
 
 
-def stages() -> type[pipeline] | Any:
+def stages() -> ModuleType:
     """Import the heavy part.
 
     Raises:

@@ -9,7 +9,7 @@ that is an error.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from m3rt.types import Heads
 
 TRUNKS = ("xlm-roberta", "roberta", "bert")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+POOLINGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+MODULES = {"Transformer", "Pooling", "Normalize"}  # of sentence-transformers
 HEAD_FILES = {Heads.SPARSE: "sparse_linear.pt", Heads.COLBERT: "colbert_linear.pt"}
 PATTERNS = ["*.json", "*.safetensors", "pytorch_model*.bin", "*.pt", "*.model", "*.txt"]
 
@@ -77,7 +79,7 @@ class Checkpoint:
 def resolve(name: str, revision: str | None = None) -> tuple[Path, str | None]:
     """Return the directory of a checkpoint, and its commit if it is a hub id.
 
-    The hub's cache is asked first when there is no network.
+    The hub's cache answers when the hub does not.
 
     Raises:
         CheckpointError: no such directory, and nothing of that name on the hub or in its cache.
@@ -90,22 +92,17 @@ def resolve(name: str, revision: str | None = None) -> tuple[Path, str | None]:
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise CheckpointError(f"{name} is no directory; expected a checkpoint's, or a hub id")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
 
     try:
+        found = snapshot_download(name, revision=revision, allow_patterns=PATTERNS)
+    except Exception as error:  # no network has many exceptions; the cache answers for all of them
         try:
-            found = snapshot_download(name, revision=revision, allow_patterns=PATTERNS)
-        except HFValidationError:
-            raise
-        except Exception:  # no network has many exceptions; the cache answers for all of them
-            found = snapshot_download(
-                name, revision=revision, allow_patterns=PATTERNS, local_files_only=True
-            )
-    except Exception as error:
-        at = f" at revision {revision}" if revision else ""
-        raise CheckpointError(
-            f"{name} is no directory, and the hub and its cache have no {name}{at}: {error}"
-        ) from error
+            found = snapshot_download(name, revision=revision, local_files_only=True)
+        except Exception:
+            at = f" at revision {revision}" if revision else ""
+            raise CheckpointError(
+                f"{name} is no directory, and the hub and its cache have no {name}{at}: {error}"
+            ) from error
     return Path(found), Path(found).name
 
 
@@ -155,15 +152,15 @@ def read_trunk(path: Path) -> Trunk:
     file = path / "config.json"
     if not file.is_file():
         raise CheckpointError(f"{file} is missing: {path} is not a checkpoint")
+    config = read_json(file)
     try:
-        config = json.loads(file.read_text("utf-8"))
         kind = config["model_type"]
         if kind not in TRUNKS:
             raise CheckpointError(f"{file}: model_type is {kind!r}, expected {', '.join(TRUNKS)}")
         for key, expected in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
             if config.get(key, expected) != expected:
                 raise CheckpointError(f"{file}: {key} is {config[key]!r}, expected {expected!r}")
-        return Trunk(
+        trunk = Trunk(
             architecture=kind,
             vocab=config["vocab_size"],
             hidden=config["hidden_size"],
@@ -175,21 +172,41 @@ def read_trunk(path: Path) -> Trunk:
             epsilon=config.get("layer_norm_eps", 1e-12),
             pad_id=config["pad_token_id"],
         )
+        sizes = (trunk.vocab, trunk.hidden, trunk.layers, trunk.heads, trunk.ffn, trunk.types)
+        if min(sizes) < 1 or trunk.pad_id < 0 or trunk.max_length < 3 or trunk.epsilon <= 0:
+            raise ValueError(f"a size is too small: {trunk}")
+        if trunk.hidden % trunk.heads:
+            raise ValueError(f"hidden_size {trunk.hidden} is no multiple of {trunk.heads} heads")
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} is damaged: {error!r}") from error
+    return trunk
 
 
 def declared_pooling(path: Path) -> str | None:
-    """Return the pooling that sentence-transformers' files declare, if they are there."""
-    file = path / "1_Pooling" / "config.json"
+    """Return the pooling that sentence-transformers' files declare, if they are there.
+
+    Raises:
+        CheckpointError: they declare another, or a step that m3rt does not have.
+    """
+    modules, file = path / "modules.json", path / "1_Pooling" / "config.json"
+    steps = read_json(modules) if modules.is_file() else []
+    kinds = {str(step["type"]).rpartition(".")[2] for step in steps}
+    if unknown := kinds - MODULES:
+        raise CheckpointError(
+            f"{modules} has {', '.join(sorted(unknown))}, which m3rt cannot export; to export "
+            "the encoder without it, pass --pooling"
+        )
     if not file.is_file():
         return None
-    declared = json.loads(file.read_text("utf-8"))
-    modes = [key for key, on in declared.items() if key.startswith("pooling_mode_") and on is True]
-    known = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
-    if len(modes) != 1 or modes[0] not in known:
-        raise CheckpointError(f"{file}: {modes} is on, expected one of {', '.join(known)}")
-    return known[modes[0]]
+    declared = read_json(file)
+    if "pooling_mode" in declared:  # one name in new versions, one flag per mode in old ones
+        modes = [declared["pooling_mode"]]
+    else:
+        on = [key for key in declared if key.startswith("pooling_mode_") and declared[key]]
+        modes = [POOLINGS.get(key, key) for key in on]
+    if len(modes) != 1 or modes[0] not in POOLINGS.values():
+        raise CheckpointError(f"{file}: pooling is {modes}, expected cls or mean")
+    return str(modes[0])
 
 
 def read_weights(checkpoint: Checkpoint) -> State:
@@ -228,8 +245,11 @@ def shards(path: Path) -> list[Path]:
             return [path / name]
         index = path / f"{name}.index.json"
         if index.is_file():
-            table: Mapping[str, Any] = json.loads(index.read_text("utf-8"))
-            return [path / file for file in sorted(set(table["weight_map"].values()))]
+            table = read_json(index)
+            try:
+                return [path / file for file in sorted(set(table["weight_map"].values()))]
+            except (KeyError, TypeError, AttributeError) as error:
+                raise CheckpointError(f"{index} is damaged: {error!r}") from error
     raise CheckpointError(f"{path} has neither {' nor '.join(WEIGHTS)}")
 
 
@@ -238,11 +258,23 @@ def load(file: Path) -> State:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        state: State = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        return dict(state)
+        # files from before torch 1.6 are no zip archives and cannot be mapped
+        mapped = zipfile.is_zipfile(file)
+        state = dict(torch.load(file, map_location="cpu", weights_only=True, mmap=mapped))
+        if not all(isinstance(value, torch.Tensor) for value in state.values()):
+            raise ValueError("expected names and tensors")
+        return state
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} is missing") from error
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     except Exception as error:  # pickle.UnpicklingError and what it wraps
         raise CheckpointError(f"{file} is not a file of tensors: {error}") from error
+
+
+def read_json(file: Path) -> Any:
+    """Read a JSON file of a checkpoint."""
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} is damaged: {error}") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
-from m3rt.export import passes
+from m3rt.export import packing, passes
 from m3rt.export.checkpoint import Checkpoint
 from m3rt.export.model import M3
 from m3rt.export.silence import silence
@@ -82,7 +82,7 @@ def write(
         callback=lambda tensor, _: progress(tensor.nbytes),
     )
     packed = ir.load(out / PORTABLE)  # its weights stay in the file
-    passes.pack(
+    packing.pack(
         packed,
         pooling=checkpoint.pooling,
         pad_id=checkpoint.trunk.pad_id,

@@ -63,7 +63,7 @@ class Attention(nn.Module):
 
     def split(self, x: Tensor) -> Tensor:
         """(B, S, h) to (B, heads, S, width)."""
-        return x.unflatten(-1, (self.heads, self.width)).transpose(1, 2)
+        return x.view(*x.shape[:2], self.heads, self.width).transpose(1, 2)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Vectors (B, S, h) and additive mask (B, 1, 1, S) to vectors (B, S, h)."""
@@ -96,6 +96,20 @@ class Layer(nn.Module):
         return out
 
 
+class Encoder(nn.Module):
+    """The layers, one after the other."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(Layer(trunk) for _ in range(trunk.layers))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Vectors (B, S, h) to vectors (B, S, h)."""
+        for layer in self.layer:
+            x = layer(x, mask)
+        return x
+
+
 class M3(nn.Module):
     """Ids and mask to the heads asked for, as a tuple in the order of Heads."""
 
@@ -105,9 +119,7 @@ class M3(nn.Module):
         self.wanted = checkpoint.heads
         self.pooling = checkpoint.pooling
         self.embeddings = Embeddings(trunk)
-        self.encoder = nn.ModuleDict(
-            {"layer": nn.ModuleList(Layer(trunk) for _ in range(trunk.layers))}
-        )
+        self.encoder = Encoder(trunk)
         if Heads.SPARSE in self.wanted:
             self.sparse_linear = nn.Linear(trunk.hidden, 1)
         if colbert_dim is not None:
@@ -126,8 +138,7 @@ class M3(nn.Module):
         """
         mask = (1.0 - attention_mask[:, None, None, :].float()) * MASKED
         x = self.embeddings(input_ids)
-        for layer in self.encoder["layer"]:
-            x = layer(x, mask)
+        x = self.encoder(x, mask)
         out = []
         if Heads.DENSE in self.wanted:
             out.append(unit(self.pool(x, attention_mask)))

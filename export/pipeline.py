@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import shutil
+import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,9 +16,9 @@ from transformers import AutoTokenizer
 
 from m3rt import __version__, artifact, parity
 from m3rt.artifact import Artifact, File, Manifest, Source
-from m3rt.errors import CheckpointError
+from m3rt.errors import CheckpointError, ParityError
 from m3rt.export import Recipe, checkpoint, graph, model, oracle, samples
-from m3rt.export.checkpoint import Checkpoint
+from m3rt.export.checkpoint import Checkpoint, State
 from m3rt.export.silence import silence
 from m3rt.parity import Reference
 from m3rt.tokenizer import Tokenizer
@@ -27,23 +27,24 @@ from m3rt.types import Ragged
 LIBRARIES = ("torch", "transformers", "tokenizers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
 
 
-def run(
-    name: str, out: Path, recipe: Recipe, force: bool, progress: Progress | None
-) -> Artifact:
+def run(name: str, out: Path, recipe: Recipe, force: bool, progress: Progress | None) -> Artifact:
     """See m3rt.export.run."""
     bars = progress or Progress(disable=True)
-    source = checkpoint.read(
-        name, recipe.heads, recipe.pooling, recipe.revision, recipe.max_length
-    )
+    source = checkpoint.read(name, recipe.heads, recipe.pooling, recipe.revision, recipe.max_length)
     with artifact.staged(out, force) as part:
-        shutil.copy(source.path / "config.json", part)
+        write_config(source, part)
         unscored = write_tokenizer(source, part)
         tokenizer = Tokenizer.from_file(part / "tokenizer.json")
         ids = samples.tokens(tokenizer, source.max_length)
         reference, graphs, colbert_dim = write_model(source, ids, part, bars)
         gc.collect()  # traced modules are cycles; the gate needs their memory
         manifest = Manifest(
-            source=Source(name, source.revision, describe(source.weight_files, bars)),
+            source=Source(
+                # a directory by its name only: nothing written holds a path of this machine
+                name if source.revision else source.path.resolve().name,
+                source.revision,
+                describe(source.weight_files, bars),
+            ),
             architecture=source.trunk.architecture,
             heads=source.heads.names,
             pooling=source.pooling,
@@ -64,19 +65,40 @@ def run(
     return Artifact(out, manifest)
 
 
-def verify(
-    made: Artifact, against: str, engine: str, progress: Progress | None
-) -> dict[str, Any]:
+def verify(made: Artifact, against: str, engine: str, progress: Progress | None) -> dict[str, Any]:
     """See m3rt.export.verify."""
     bars = progress or Progress(disable=True)
     manifest = made.manifest
-    source = checkpoint.read(
-        against, manifest.head_flags, manifest.pooling, max_length=manifest.max_length
-    )
+    source = checkpoint.read(against, manifest.head_flags, manifest.pooling)
+    state = checkpoint.read_weights(source)
+    check_same_shape(manifest, source, state)
     tokenizer = Tokenizer.from_file(made.path / "tokenizer.json")
-    ids = samples.tokens(tokenizer, source.max_length)
-    reference = oracle.run(source, checkpoint.read_weights(source), ids, bars)
-    return parity.gate(made, reference, engine, bars)
+    ids = samples.tokens(tokenizer, manifest.max_length)
+    return parity.gate(made, oracle.run(source, state, ids, bars), engine, bars)
+
+
+def check_same_shape(manifest: Manifest, source: Checkpoint, state: State) -> None:
+    """Refuse a checkpoint that cannot be the one a model was made from.
+
+    Raises:
+        ParityError: says what differs.
+    """
+    trunk = source.trunk
+    for name, expected in (
+        ("architecture", trunk.architecture),
+        ("hidden", trunk.hidden),
+        ("layers", trunk.layers),
+        ("vocab", trunk.vocab),
+        ("pad_id", trunk.pad_id),
+        ("colbert_dim", colbert_dim(state)),
+        ("max_length", min(manifest.max_length, trunk.max_length)),
+    ):
+        found = getattr(manifest, name)
+        if found != expected:
+            raise ParityError(
+                f"the model was not made from {source.name}: its {name} is {found}, the "
+                f"checkpoint's {expected}"
+            )
 
 
 def write_model(
@@ -98,8 +120,20 @@ def write_model(
     bars.update(task, total=1, completed=1)
     task = bars.add_task("write the graphs", total=sum(t.nbytes for t in state.values()))
     graphs = graph.write(portable, source, part, lambda n: bars.advance(task, n))
-    colbert = state.get("colbert_linear.bias")
-    return reference, graphs, None if colbert is None else len(colbert)
+    return reference, graphs, colbert_dim(state)
+
+
+def colbert_dim(state: State) -> int | None:
+    """Return the ColBERT width, if there is such a head."""
+    bias = state.get("colbert_linear.bias")
+    return None if bias is None else len(bias)
+
+
+def write_config(source: Checkpoint, part: Path) -> None:
+    """Write config.json without the name that old transformers noted: often a local path."""
+    config = checkpoint.read_json(source.path / "config.json")
+    config.pop("_name_or_path", None)
+    (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
 def write_tokenizer(source: Checkpoint, part: Path) -> tuple[int, ...]:
@@ -118,10 +152,11 @@ def write_tokenizer(source: Checkpoint, part: Path) -> tuple[int, ...]:
             f"{source.path}: its tokenizer has no tokenizer.json and cannot be converted to one"
         )
     tokenizer.save_pretrained(part)
-    if tokenizer.vocab_size > source.trunk.vocab:
+    largest = max(tokenizer.get_vocab().values())  # added tokens among them
+    if largest >= source.trunk.vocab:
         raise CheckpointError(
-            f"{source.path}: the tokenizer has {tokenizer.vocab_size} ids, the word embeddings "
-            f"{source.trunk.vocab}: they do not belong together"
+            f"{source.path}: the tokenizer has ids up to {largest}, the word embeddings "
+            f"{source.trunk.vocab} rows: they do not belong together"
         )
     names = ("cls_token", "eos_token", "pad_token", "unk_token")
     special = tokenizer.special_tokens_map

@@ -1,16 +1,17 @@
 """A model directory: what m3rt export writes and everything else reads.
 
-    model.onnx         the portable graph: input_ids, attention_mask -> dense, sparse, colbert
-    model.onnx.data    all weights, shared by every graph
-    packed.onnx.graph  the same network over tokens packed end to end, for engines without padding
-    tokenizer.json     and config.json, ...: the checkpoint's own
-    manifest.json      this file's subject; written last
+model.onnx         the portable graph: input_ids, attention_mask -> dense, sparse, colbert
+model.onnx.data    all weights, shared by every graph
+packed.onnx.graph  the same network over tokens packed end to end, for engines without padding
+tokenizer.json     and config.json, ...: the checkpoint's own
+manifest.json      this file's subject; written last
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import hashlib
 import json
 import os
@@ -42,7 +43,7 @@ class File:
 class Source:
     """Where the weights came from."""
 
-    checkpoint: str  # as given: a directory's name, or a hub id
+    checkpoint: str  # a directory's name, without its path, or a hub id
     revision: str | None  # the commit, for a hub id
     files: Mapping[str, File]  # weights read
 
@@ -209,6 +210,7 @@ def staged(out: Path, force: bool = False) -> Iterator[Path]:
     Raises:
         InputError: out is there already and force is off, or it is no model directory.
     """
+    out = out.resolve()  # renames then replace what a link points to
     if out.exists():
         if not force:
             raise InputError(f"{out} is there already; choose another name, or pass --force")
@@ -216,7 +218,7 @@ def staged(out: Path, force: bool = False) -> Iterator[Path]:
             raise InputError(f"{out} is not a model directory: --force will not replace it")
     out.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{out.name}.partial-"
-    for stale in out.parent.glob(f"{prefix}*"):
+    for stale in out.parent.glob(f"{glob.escape(prefix)}*"):
         if not alive(stale.name.removeprefix(prefix).split("-")[0]):
             shutil.rmtree(stale, ignore_errors=True)
     part = out.parent / f"{prefix}{os.getpid()}-{uuid.uuid4().hex[:8]}"

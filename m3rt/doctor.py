@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -84,10 +83,9 @@ def cpu(info: Path) -> Cpu:
     """Read /proc/cpuinfo."""
     fields = table(info)
     found = fields.get("flags", "").split()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return Cpu(
         model=fields.get("model name") or platform.processor() or platform.machine(),
-        cores=cores or 1,
+        cores=engines.cores(),
         flags=tuple(flag for flag in FLAGS if flag in found),
     )
 

@@ -58,7 +58,9 @@ def check_finite(batch: Batch, raw: Raw) -> None:
         bad["sparse"] = np.unique(np.searchsorted(starts, places, side="right") - 1)
     if raw.colbert is not None:
         # one sum per text instead of one test per value: any NaN or Inf survives the sum
-        bad["colbert"] = np.flatnonzero([not np.isfinite(rows.sum(dtype=np.float32)) for rows in raw.colbert])
+        bad["colbert"] = np.flatnonzero(
+            [not np.isfinite(rows.sum(dtype=np.float32)) for rows in raw.colbert]
+        )
     for head, rows in bad.items():
         if len(rows):
             texts = ", ".join(map(str, sorted(batch.rows[rows].tolist())[:5]))
@@ -96,9 +98,8 @@ def merge(
     return Embeddings(
         dense=np.concatenate(dense)[order] if dense else None,
         sparse=Sparse(
-            join([part.ids for part in sparse]).take(order),
-            join([part.weights for part in sparse]).take(order),
-        )
+            join([part.ids for part in sparse]), join([part.weights for part in sparse])
+        ).take(order)
         if sparse
         else None,
         colbert=[colbert[i] for i in order] if colbert else None,

@@ -8,6 +8,7 @@ without torch.
 from __future__ import annotations
 
 import dataclasses
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,12 +82,12 @@ class Reference:
                     raise KeyError("ids")
                 return cls(
                     ids=ids,
-                    dense=file["dense"] if "dense" in file else None,
-                    weights=file["weights"] if "weights" in file else None,
+                    dense=file.get("dense"),
+                    weights=file.get("weights"),
                     colbert=ragged_of("colbert"),
                     colbert_rows=ragged_of("colbert_rows"),
                 )
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ArtifactError(
                 f"{path} is not a parity reference ({error}); run: m3rt export CHECKPOINT OUT"
             ) from error
@@ -161,9 +162,7 @@ def compare(reference: Reference, found: Embeddings, unscored: tuple[int, ...]) 
         figures["sparse"] = sparse_figures(expected, found.sparse)
     if reference.colbert is not None and found.colbert is not None:
         assert reference.colbert_rows is not None
-        sampled = [
-            rows[reference.colbert_rows[i]] for i, rows in enumerate(found.colbert)
-        ]
+        sampled = [rows[reference.colbert_rows[i]] for i, rows in enumerate(found.colbert)]
         expected_rows = [reference.colbert[i] for i in range(len(lengths))]
         figures["colbert"] = cosines(reference.colbert.values, np.concatenate(sampled)) | {
             "maxsim_error_max": float(

@@ -9,7 +9,7 @@ import numpy as np
 import tokenizers
 
 from m3rt.errors import ArtifactError, InputError
-from m3rt.types import Bools, Ints, Ragged, Tokens, offsets, ragged
+from m3rt.types import Ints, Tokens, ragged
 
 CHUNK = 1024  # texts tokenised at once: bounds what the library holds beside the ids
 
@@ -57,15 +57,16 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         """Number of token ids."""
-        return self._backend.get_vocab_size(with_added_tokens=True)
+        return int(self._backend.get_vocab_size(with_added_tokens=True))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of these ids, special tokens included."""
-        return self._backend.decode(list(ids), skip_special_tokens=False)
+        text: str = self._backend.decode(list(ids), skip_special_tokens=False)
+        return text
 
     def piece(self, token_id: int) -> str:
         """Return the vocabulary entry of one id; unlike decode, no two ids share one."""
-        piece = self._backend.id_to_token(token_id)
+        piece: str | None = self._backend.id_to_token(token_id)
         if piece is None:
             raise InputError(f"no token has the id {token_id}; there are {self.vocab_size}")
         return piece
@@ -91,7 +92,8 @@ class Tokenizer:
         """Return how many tokens each text has before any cut, special tokens included."""
         check_texts(texts)
         starts = range(0, len(texts), CHUNK)
-        return np.array([len(ids) for start in starts for ids in self._encode(texts, start)])
+        lengths = [len(ids) for start in starts for ids in self._encode(texts, start)]
+        return np.array(lengths, np.int32)
 
     def _encode(self, texts: Sequence[str], start: int) -> list[Ints]:
         chunk = texts[start : start + CHUNK]

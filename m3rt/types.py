@@ -7,7 +7,7 @@ BGE-M3), d the ColBERT width (1024 for BGE-M3). All arrays are numpy; float32 un
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -63,17 +63,20 @@ class Ragged(Generic[S]):
         return len(self.starts) - 1
 
     def __getitem__(self, i: int) -> NDArray[S]:
-        if not -len(self) <= i < len(self):  # also ends a plain for loop
+        if not -len(self) <= i < len(self):
             raise IndexError(f"row {i} of {len(self)}")
         i %= len(self)
         return self.values[self.starts[i] : self.starts[i + 1]]
+
+    def __iter__(self) -> Iterator[NDArray[S]]:
+        return (self[i] for i in range(len(self)))
 
     @property
     def lengths(self) -> Offsets:
         """Length of each row, (n,)."""
         return np.diff(self.starts)
 
-    def take(self, rows: Sequence[int] | Ints | Offsets) -> Ragged[S]:
+    def take(self, rows: Sequence[int] | Offsets) -> Ragged[S]:
         """Return the given rows, in the given order, as a copy."""
         lengths = self.lengths[rows]
         starts = offsets(lengths)
@@ -169,6 +172,10 @@ class Sparse:
         """Return token id to weight of text i."""
         return dict(zip(self.ids[i].tolist(), self.weights[i].tolist(), strict=True))
 
+    def take(self, rows: Sequence[int] | Offsets) -> Sparse:
+        """Return the given texts, in the given order, as a copy."""
+        return Sparse(self.ids.take(rows), self.weights.take(rows))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embeddings:
@@ -182,3 +189,13 @@ class Embeddings:
 
     def __len__(self) -> int:
         return len(self.n_tokens)
+
+    def take(self, rows: Sequence[int] | Offsets) -> Embeddings:
+        """Return the given texts, in the given order; one may come twice."""
+        return Embeddings(
+            dense=None if self.dense is None else self.dense[rows],
+            sparse=None if self.sparse is None else self.sparse.take(rows),
+            colbert=None if self.colbert is None else [self.colbert[row] for row in rows],
+            n_tokens=self.n_tokens[rows],
+            truncated=self.truncated[rows],
+        )

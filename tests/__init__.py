@@ -1,0 +1,1 @@
+"""Tests mirror the tree; contract.py is what every engine must do."""
