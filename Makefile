@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: demo test check format clean
 
 demo: .venv/ready
-	$(BIN)/python -m benchmarks.demo
+	$(BIN)/python -m benchmarks.demo $(CHECKPOINT)
 
 test: .venv/ready
 	$(BIN)/python -m pytest

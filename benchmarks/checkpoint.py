@@ -49,6 +49,7 @@ def make(
     tokenizer_dir: Path | None = None,
     seed: int = 0,
     std: float = 0.02,
+    position_std: float = 0.02,
 ) -> Path:
     """Write a checkpoint directory.
 
@@ -58,6 +59,7 @@ def make(
         tokenizer_dir: holds tokenizer.json and its configs; None trains a small one.
         seed: of the weights.
         std: standard deviation of the weights of linear layers and embeddings.
+        position_std: of the position embeddings; less lets vectors say more of the token.
     """
     out.mkdir(parents=True, exist_ok=True)
     if tokenizer_dir is None:
@@ -91,6 +93,8 @@ def make(
                 parameter.normal_(0, 0.05)
             elif "LayerNorm.weight" in name:
                 parameter.normal_(1, 0.1)
+            elif "position_embeddings" in name:
+                parameter.normal_(0, position_std)
     save_file(
         {name: value.contiguous() for name, value in model.state_dict().items()},
         out / "model.safetensors",

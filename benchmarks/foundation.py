@@ -34,7 +34,7 @@ from benchmarks.checkpoint import Shape, make
 from m3rt import parity
 from m3rt.types import Ragged, Sparse, offsets
 
-BATCH_SIZES = (1, 4, 8, 16)
+BATCH_SIZES = (1, 4, 8)
 DEFAULT_BATCH_SIZE = 256
 GIB = 1 << 30
 

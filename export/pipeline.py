@@ -43,7 +43,7 @@ def run(name: str, out: Path, recipe: Recipe, force: bool, progress: Progress | 
                 # a directory by its name only: nothing written holds a path of this machine
                 name if source.revision else source.path.resolve().name,
                 source.revision,
-                describe(source.weight_files, bars),
+                describe("hash the checkpoint", source.weight_files, bars),
             ),
             architecture=source.trunk.architecture,
             heads=source.heads.names,
@@ -56,7 +56,7 @@ def run(name: str, out: Path, recipe: Recipe, force: bool, progress: Progress | 
             pad_id=source.trunk.pad_id,
             unscored_ids=unscored,
             graphs=graphs,
-            files=describe(sorted(part.iterdir()), bars),
+            files=describe("hash the model", sorted(part.iterdir()), bars),
             versions={"m3rt": __version__} | {name: version(name) for name in LIBRARIES},
         )
         figures = parity.gate(Artifact(part, manifest), reference, "cpu", bars)
@@ -118,8 +118,10 @@ def write_model(
     task = bars.add_task("trace the graph", total=None)
     portable = graph.trace(module)
     bars.update(task, total=1, completed=1)
-    task = bars.add_task("write the graphs", total=sum(t.nbytes for t in state.values()))
+    total = sum(tensor.nbytes for tensor in state.values())
+    task = bars.add_task("write the graphs", total=total)
     graphs = graph.write(portable, source, part, lambda n: bars.advance(task, n))
+    bars.update(task, completed=total)  # small tensors stand in the graph itself
     return reference, graphs, colbert_dim(state)
 
 
@@ -164,7 +166,7 @@ def write_tokenizer(source: Checkpoint, part: Path) -> tuple[int, ...]:
     return tuple(sorted(ids))
 
 
-def describe(files: Sequence[Path], bars: Progress) -> dict[str, File]:
+def describe(title: str, files: Sequence[Path], bars: Progress) -> dict[str, File]:
     """Measure and hash files, under their names."""
-    task = bars.add_task("hash", total=sum(file.stat().st_size for file in files))
+    task = bars.add_task(title, total=sum(file.stat().st_size for file in files))
     return {file.name: artifact.describe(file, lambda n: bars.advance(task, n)) for file in files}

@@ -113,6 +113,8 @@ class M3:
             raise InputError(
                 f"max_length is {kept}, expected {least} to {self.max_length} for this model"
             )
+        if on_long not in ("truncate", "error"):
+            raise InputError(f"on_long is {on_long!r}, expected 'truncate' or 'error'")
         tokens = self.tokenizer(texts, kept)
         if on_long == "error" and tokens.truncated.any():
             rows = np.flatnonzero(tokens.truncated).tolist()

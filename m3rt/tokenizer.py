@@ -114,6 +114,8 @@ def check_texts(texts: Sequence[str]) -> None:
     """
     if isinstance(texts, str | bytes):
         raise InputError(f"expected a list of str, found one {type(texts).__name__}: pass [text]")
+    if not isinstance(texts, Sequence):
+        raise InputError(f"expected a list of str, found {type(texts).__name__}: pass list(texts)")
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(f"text {i} is {type(text).__name__}, expected str")

@@ -44,9 +44,7 @@ def test_every_head_of_every_text(
 def test_scores_of_pairs(checkpoint: Path, model_dir: Path) -> None:
     pairs = list(pairwise(samples.sentences()[:24]))
     weights = [0.4, 0.2, 0.4]
-    found = m3rt.BGEM3FlagModel(model_dir).compute_score(
-        pairs, weights_for_different_modes=weights
-    )
+    found = m3rt.BGEM3FlagModel(model_dir).compute_score(pairs, weights_for_different_modes=weights)
     # one pair at a time: in a batch FlagEmbedding lets padding score
     expected = Oracle(checkpoint).flag.compute_score(
         pairs, batch_size=1, weights_for_different_modes=weights
