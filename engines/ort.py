@@ -18,9 +18,9 @@ from m3rt.types import Batch, Engine, Heads, Limits, Raw
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
-# Linear layers are at their full speed from some 256 rows on, and activations of more than about
-# a thousand no longer fit the cache.
-CPU_TOKENS = 1024
+# Linear layers are at their full speed from some 256 rows on; activations of many more than these
+# no longer fit the cache.
+CPU_TOKENS = 512
 CUDA_TOKENS = 16384
 
 

@@ -14,7 +14,7 @@ from m3rt.artifact import Artifact
 from m3rt.errors import missing
 from m3rt.types import Heads
 
-PACKAGES = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "onnxruntime")
+PACKAGES = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors")
 
 
 @dataclass(frozen=True, slots=True)

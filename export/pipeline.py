@@ -6,7 +6,6 @@ import dataclasses
 import gc
 import json
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformers import AutoTokenizer
 
 from m3rt import __version__, artifact, parity
 from m3rt.artifact import Artifact, File, Manifest, Source
+from m3rt.doctor import version
 from m3rt.errors import CheckpointError, ParityError
 from m3rt.export import Recipe, checkpoint, graph, model, oracle, samples
 from m3rt.export.checkpoint import Checkpoint, State
@@ -24,11 +24,16 @@ from m3rt.parity import Reference
 from m3rt.tokenizer import Tokenizer
 from m3rt.types import Ragged
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
+GATE = "cpu"  # the engine that proves an export; every installation of ONNX Runtime has it
+LIBRARIES = (
+    *("torch", "transformers", "tokenizers", "onnx", "onnx-ir", "onnxscript"),
+    *("onnxruntime", "onnxruntime-gpu"),
+)
 
 
 def run(name: str, out: Path, recipe: Recipe, force: bool, progress: Progress | None) -> Artifact:
     """See m3rt.export.run."""
+    parity.usable(GATE)  # now, rather than at the end of all the work
     bars = progress or Progress(disable=True)
     source = checkpoint.read(name, recipe.heads, recipe.pooling, recipe.revision, recipe.max_length)
     with artifact.staged(out, force) as part:
@@ -57,9 +62,10 @@ def run(name: str, out: Path, recipe: Recipe, force: bool, progress: Progress | 
             unscored_ids=unscored,
             graphs=graphs,
             files=describe("hash the model", sorted(part.iterdir()), bars),
-            versions={"m3rt": __version__} | {name: version(name) for name in LIBRARIES},
+            versions={"m3rt": __version__}
+            | {library: found for library in LIBRARIES if (found := version(library))},
         )
-        figures = parity.gate(Artifact(part, manifest), reference, "cpu", bars)
+        figures = parity.gate(Artifact(part, manifest), reference, GATE, bars)
         manifest = dataclasses.replace(manifest, parity=figures)
         (part / artifact.MANIFEST).write_text(artifact.dump(manifest), "utf-8")
     return Artifact(out, manifest)

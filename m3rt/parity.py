@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from m3rt import engines, score
 from m3rt.artifact import Artifact
-from m3rt.errors import ArtifactError, ParityError
+from m3rt.errors import ArtifactError, ParityError, UnavailableError
 from m3rt.heads import lexical
 from m3rt.runtime import M3
 from m3rt.tokenizer import Tokenizer
@@ -123,8 +123,8 @@ def gate(
     Raises:
         ParityError: a figure is out of tolerance; ``error.parity`` holds all of them.
     """
+    name = usable(engine)
     tokenizer = Tokenizer.from_file(artifact.path / "tokenizer.json")
-    name = engines.automatic() if engine == "auto" else engine
     model = M3(artifact.manifest, tokenizer, engines.load(artifact, name))
     found = encode(model, reference, progress)
     figures = compare(reference, found, artifact.manifest.unscored_ids)
@@ -134,6 +134,19 @@ def gate(
     if reasons:
         raise ParityError(f"the {name} engine differs from the checkpoint: {reasons}", figures)
     return figures
+
+
+def usable(engine: str) -> str:
+    """Return the name of an engine, auto resolved.
+
+    Raises:
+        UnavailableError: it cannot run here.
+    """
+    name = engines.automatic() if engine == "auto" else engine
+    found = engines.probe(name)
+    if not found.ready:
+        raise UnavailableError(found.detail)
+    return name
 
 
 def encode(model: M3, reference: Reference, progress: Progress | None) -> Embeddings:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from m3rt import M3, InputError
@@ -31,6 +31,7 @@ TEXTS = 10_000  # distinct ones, at least
 exact = settings(
     derandomize=True,
     deadline=None,
+    phases=[Phase.generate, Phase.shrink],
     suppress_health_check=list(HealthCheck),  # of size and speed: one example is many texts
 )
 
