@@ -20,7 +20,7 @@ import tokenizers
 import torch
 import typer
 from safetensors.torch import save_file
-from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from m3rt.export.samples import sentences
@@ -112,6 +112,7 @@ def train_tokenizer(out: Path, vocab: int = 2000) -> None:
     tokenizer = tokenizers.Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC()])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.UnigramTrainer(
         vocab_size=vocab,
         special_tokens=[*SPECIALS, "<mask>"],

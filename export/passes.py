@@ -7,6 +7,7 @@ external data file.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -64,18 +65,18 @@ def array(value: ir.Value | None) -> np.ndarray:
 
 
 def name_weights(model: ir.Model) -> None:
-    """Name the weight of every linear layer after its bias; the exporter numbers them.
+    """Name the weight of every linear layer after its module; the exporter numbers them.
 
-    The weight stands transposed, (in, out), as MatMul reads it.
+    The weight stands transposed, (in, out), as MatMul reads it. Two layers whose weights are
+    equal share one, under the name of the last.
     """
     for node in model.graph:
         if node.op_type != "MatMul" or not operand(node, 1).is_initializer():
             continue
-        bias = consumer(node.outputs[0], "Add").inputs[1]
-        if bias is None or bias.name is None or not bias.name.endswith(".bias"):
-            raise UnexpectedGraphError(f"the linear layer of {node} has no bias: {bias}")
+        # the modules around the operation, outermost first, then the operation itself
+        scopes = ast.literal_eval(node.metadata_props["pkg.torch.onnx.name_scopes"])
         weight = operand(node, 1)
-        weight.name = bias.name.removesuffix("bias") + "weight"
+        weight.name = f"{scopes[-2]}.weight"
         if weight.const_value is not None:
             weight.const_value.name = weight.name
 

@@ -2,7 +2,7 @@
 
 model.onnx         the portable graph: input_ids, attention_mask -> dense, sparse, colbert
 model.onnx.data    all weights, shared by every graph
-packed.onnx.graph  the same network over tokens packed end to end, for engines without padding
+packed.onnx        the same network over tokens packed end to end, for engines without padding
 tokenizer.json     and config.json, ...: the checkpoint's own
 manifest.json      this file's subject; written last
 """

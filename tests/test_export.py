@@ -21,6 +21,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from rich.progress import Progress
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -178,6 +179,14 @@ def test_a_hub_id(
 
 def unreachable(*_: Any, **__: Any) -> None:
     raise ConnectionError("there is no network")
+
+
+def test_tensors_that_are_equal(checkpoint: Path, tmp_path: Path) -> None:
+    equal = Path(shutil.copytree(checkpoint, tmp_path / "equal"))
+    state = load_file(equal / "model.safetensors")
+    zeros = {name: torch.zeros_like(state[name]) for name in state if name.endswith("bias")}
+    save_file(state | zeros, equal / "model.safetensors")
+    export.run(str(equal), tmp_path / "out", SHORT)
 
 
 # Dense alone
