@@ -25,6 +25,8 @@ class Backend:
 # In the order in which "auto" tries them.
 BACKENDS = {
     "cpu": Backend("m3rt.engines.ort", "onnxruntime", "cpu", automatic=True),
+    # the portable graph, as other runtimes run it: to check it, slower and hungrier than cpu
+    "cpu-padded": Backend("m3rt.engines.ort", "onnxruntime", "cpu", automatic=False),
     # not automatic: no GPU has run it yet
     "cuda": Backend("m3rt.engines.ort", "onnxruntime", "cuda", automatic=False),
 }

@@ -1,4 +1,4 @@
-"""ONNX Runtime: the packed graph on CPUs, the portable one on NVIDIA GPUs."""
+"""ONNX Runtime: the packed graph on CPUs, the portable one on CPUs and NVIDIA GPUs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from m3rt.engines.padding import cut, pad, unpad
 from m3rt.errors import ArtifactError, EngineError, UnavailableError
 from m3rt.types import Batch, Engine, Heads, Limits, Raw
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cpu-padded": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+}
 
 # Linear layers are at their full speed from some 256 rows on; activations of many more than these
 # no longer fit the cache.
 CPU_TOKENS = 512
-CUDA_TOKENS = 16384
+GPU_TOKENS = 16384
 
 
 class Packed:
@@ -99,7 +103,8 @@ def load(artifact: Artifact, name: str) -> Engine:
         limits = Limits(CPU_TOKENS, longest, pads=False)
         return Packed(session, limits, artifact.manifest.head_flags)
     session = open_session(artifact.graph("portable"), name)
-    return Padded(session, Limits(CUDA_TOKENS, longest, pads=True), artifact.manifest.pad_id)
+    limits = Limits(GPU_TOKENS if name == "cuda" else CPU_TOKENS, longest, pads=True)
+    return Padded(session, limits, artifact.manifest.pad_id)
 
 
 def open_session(graph: Path, name: str) -> ort.InferenceSession:

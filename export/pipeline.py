@@ -24,7 +24,7 @@ from m3rt.parity import Reference
 from m3rt.tokenizer import Tokenizer
 from m3rt.types import Ragged
 
-GATE = "cpu"  # the engine that proves an export; every installation of ONNX Runtime has it
+SHORT = 300  # tokens; texts up to here prove the portable graph
 LIBRARIES = (
     *("torch", "transformers", "tokenizers", "onnx", "onnx-ir", "onnxscript"),
     *("onnxruntime", "onnxruntime-gpu"),
@@ -33,7 +33,7 @@ LIBRARIES = (
 
 def run(name: str, out: Path, recipe: Recipe, force: bool, progress: Progress | None) -> Artifact:
     """See m3rt.export.run."""
-    parity.usable(GATE)  # now, rather than at the end of all the work
+    parity.usable("cpu")  # now, rather than at the end of all the work
     bars = progress or Progress(disable=True)
     source = checkpoint.read(name, recipe.heads, recipe.pooling, recipe.revision, recipe.max_length)
     with artifact.staged(out, force) as part:
@@ -65,7 +65,10 @@ def run(name: str, out: Path, recipe: Recipe, force: bool, progress: Progress | 
             versions={"m3rt": __version__}
             | {library: found for library in LIBRARIES if (found := version(library))},
         )
-        figures = parity.gate(Artifact(part, manifest), reference, GATE, bars)
+        made = Artifact(part, manifest)
+        figures = parity.gate(made, reference, "cpu", bars)
+        # without a flash kernel, memory grows with the square of the length
+        figures["portable"] = parity.gate(made, reference.upto(SHORT), "cpu-padded", bars)
         manifest = dataclasses.replace(manifest, parity=figures)
         (part / artifact.MANIFEST).write_text(artifact.dump(manifest), "utf-8")
     return Artifact(out, manifest)

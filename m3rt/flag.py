@@ -202,7 +202,7 @@ class BGEM3FlagModel:
         if len(given) != 3:
             raise InputError(f"found weights {given}, expected 3: of dense, sparse and colbert")
         weights = score.Weights(*given)
-        self._require(Heads.ALL)
+        self.model.require(Heads.ALL)
         if len(sentence_pairs) == 0:
             return []
         single = isinstance(sentence_pairs[0], str)
@@ -258,7 +258,7 @@ class BGEM3FlagModel:
         return converted[0] if len(converted) == 1 else converted
 
     def _encode(self, texts: Sequence[str], max_length: int, heads: Heads) -> dict[str, Any]:
-        self._require(heads)
+        self.model.require(heads)  # M3.run takes ALL as every head there is
         manifest = self.model.manifest
         tokens = self.model.tokenize(texts, max_length=max_length)
         dense = np.empty((len(texts), manifest.hidden), np.float32)
@@ -280,14 +280,6 @@ class BGEM3FlagModel:
             "lexical_weights": [lexical[i] for i in order] if Heads.SPARSE in heads else None,
             "colbert_vecs": [colbert[i] for i in order] if Heads.COLBERT in heads else None,
         }
-
-    def _require(self, heads: Heads) -> None:
-        # M3 takes ALL as every head there is; here each head was asked for
-        if lacking := heads & ~self.model.heads:
-            raise InputError(
-                f"this model has no {' and no '.join(lacking.names)} head, only "
-                f"{', '.join(self.model.heads.names)}"
-            )
 
     def _truncate(self, vectors: Floats) -> Floats:
         if self.truncate_dim is None:

@@ -52,6 +52,18 @@ class Reference:
     colbert: Ragged[np.float32] | None  # sampled rows (r_i, d) of unit vectors
     colbert_rows: Ragged[np.int32] | None  # (r_i,) which rows: 0 is the second token's
 
+    def upto(self, length: int) -> Reference:
+        """Return the texts of at most so many tokens."""
+        rows = np.flatnonzero(self.ids.lengths <= length)
+        weights = None if self.weights is None else Ragged(self.weights, self.ids.starts)
+        return Reference(
+            ids=self.ids.take(rows),
+            dense=None if self.dense is None else self.dense[rows],
+            weights=None if weights is None else weights.take(rows).values,
+            colbert=None if self.colbert is None else self.colbert.take(rows),
+            colbert_rows=None if self.colbert_rows is None else self.colbert_rows.take(rows),
+        )
+
     def save(self, path: Path) -> None:
         """Write it as npz."""
         arrays: dict[str, np.ndarray[Any, Any]] = {}

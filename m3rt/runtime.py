@@ -142,16 +142,24 @@ class M3:
         for batch in batches(tokens.ids, limits):
             yield batch, self.engine.run(batch, heads)
 
-    def _available(self, heads: Heads) -> Heads:
-        if not heads:
-            raise InputError("no head was asked for; there are dense, sparse and colbert")
-        if heads == Heads.ALL:
-            return self.heads
+    def require(self, heads: Heads) -> None:
+        """Refuse heads that the model lacks; ALL stands for all three here.
+
+        Raises:
+            InputError: names what is lacking, and what there is.
+        """
         if lacking := heads & ~self.heads:
             raise InputError(
                 f"this model has no {' and no '.join(lacking.names)} head, only "
                 f"{', '.join(self.heads.names)}"
             )
+
+    def _available(self, heads: Heads) -> Heads:
+        if not heads:
+            raise InputError("no head was asked for; there are dense, sparse and colbert")
+        if heads == Heads.ALL:
+            return self.heads
+        self.require(heads)
         return heads
 
     def _nothing(self, heads: Heads) -> Embeddings:

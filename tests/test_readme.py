@@ -1,11 +1,15 @@
 """What the README shows runs as it stands."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from benchmarks import foundation
+
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def test_the_example_runs(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,3 +20,8 @@ def test_the_example_runs(model_dir: Path, tmp_path: Path, monkeypatch: pytest.M
     assert len(blocks) == 2
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
+
+
+def test_its_figures_are_those_of_the_committed_result() -> None:
+    result = json.loads((RESULTS / "foundation.json").read_text("utf-8"))
+    assert foundation.markdown(result) in (ROOT / "README.md").read_text("utf-8")
