@@ -189,9 +189,10 @@ def markdown(found: dict[str, Any]) -> str:
             f"one process; FlagEmbedding {about['versions']['FlagEmbedding']} (its default is "
             f"batch {DEFAULT_BATCH_SIZE}, run once), ONNX Runtime "
             f"{about['versions']['onnxruntime']}, torch {about['versions']['torch']}. Between the "
-            f"two: dense cosines are 1 within {1 - parity['dense']['cosine_min']:.0e}, ColBERT's within "
-            f"{1 - parity['colbert']['cosine_min']:.0e}, {parity['sparse']['keys_differ']} lexical "
-            f"keys differ, weights by at most {parity['sparse']['weight_error_max']:.1g}.",
+            f"two: dense cosines are 1 within {1 - parity['dense']['cosine_min']:.0e}, ColBERT's "
+            f"within {1 - parity['colbert']['cosine_min']:.0e}, "
+            f"{parity['sparse']['keys_differ']} lexical keys differ, weights by at most "
+            f"{parity['sparse']['weight_error_max']:.1g}.",
             "",
             f"Export: {found['export']['seconds']:.0f} s, most of it the checkpoint in torch on "
             f"the gate's texts; peak memory {found['export']['peak_gib']:.1f} GiB. Loading the "
