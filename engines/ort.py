@@ -117,8 +117,9 @@ def open_session(graph: Path, name: str) -> ort.InferenceSession:
     options.intra_op_num_threads = cores()
     # waiting threads sleep: a server's other threads need the cores more
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # the arena keeps the peak of the longest text for ever
+    # the arena keeps the peak of the longest text for ever, memory patterns one plan per shape
     options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
     try:
         session = ort.InferenceSession(graph, options, providers=[PROVIDERS[name]])
     except Exception as error:  # the binding has no common class for its errors

@@ -138,7 +138,7 @@ def gate(
     name = usable(engine)
     tokenizer = Tokenizer.from_file(artifact.path / "tokenizer.json")
     model = M3(artifact.manifest, tokenizer, engines.load(artifact, name))
-    found = encode(model, reference, progress)
+    found = encode(model, reference, f"run the model: {name}", progress)
     figures = compare(reference, found, artifact.manifest.unscored_ids)
     figures["engine"] = name
     reasons = failures(figures, Tolerances(**figures["tolerances"]))
@@ -161,11 +161,11 @@ def usable(engine: str) -> str:
     return name
 
 
-def encode(model: M3, reference: Reference, progress: Progress | None) -> Embeddings:
+def encode(model: M3, reference: Reference, title: str, progress: Progress | None) -> Embeddings:
     """Run the reference's ids."""
     tokens = Tokens(reference.ids, np.zeros(len(reference.ids), np.bool_))
     bar = progress or Progress(disable=True)
-    task = bar.add_task("run the model", total=len(reference.ids.values))
+    task = bar.add_task(title, total=len(reference.ids.values))
     return model.encode_tokens(
         tokens, progress=lambda batch: bar.advance(task, len(batch.tokens.values))
     )
