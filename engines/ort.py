@@ -120,8 +120,10 @@ def open_session(graph: Path, name: str) -> ort.InferenceSession:
     # the arena keeps the peak of the longest text for ever, memory patterns one plan per shape
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
+    # TF32 has ten bits of fraction: float32 is asked for, and the tolerances are its
+    exact = {"use_tf32": "0"} if name == "cuda" else {}
     try:
-        session = ort.InferenceSession(graph, options, providers=[PROVIDERS[name]])
+        session = ort.InferenceSession(graph, options, providers=[(PROVIDERS[name], exact)])
     except Exception as error:  # the binding has no common class for its errors
         raise ArtifactError(f"ONNX Runtime cannot open {graph}: {error}") from error
     running = session.get_providers()[0]

@@ -239,6 +239,8 @@ def staged(out: Path, force: bool = False) -> Iterator[Path]:
 
 def alive(pid: str) -> bool:
     """Whether a process of this number runs."""
+    if os.name == "nt":
+        return True  # signal 0 is Ctrl-C there; what is left behind is not cleaned
     try:
         os.kill(int(pid), 0)
     except (ProcessLookupError, ValueError):

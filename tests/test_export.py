@@ -35,6 +35,7 @@ from m3rt.errors import ArtifactError, CheckpointError, InputError, ParityError
 from m3rt.export import Recipe, model, pipeline, samples
 from m3rt.export import checkpoint as reading
 from m3rt.types import Floats, Heads
+from tests import contract
 from tests.conftest import copied
 from tests.contract import TEXTS
 
@@ -187,6 +188,16 @@ def test_tensors_that_are_equal(checkpoint: Path, tmp_path: Path) -> None:
     zeros = {name: torch.zeros_like(state[name]) for name in state if name.endswith("bias")}
     save_file(state | zeros, equal / "model.safetensors")
     export.run(str(equal), tmp_path / "out", SHORT)
+
+
+@pytest.mark.parametrize("heads", [Heads.SPARSE, Heads.DENSE | Heads.COLBERT])
+def test_some_heads(heads: Heads, checkpoint: Path, model: m3rt.M3, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(SHORT, heads=heads)
+    some = m3rt.load(export.run(str(checkpoint), tmp_path / "out", recipe).path)
+    assert some.heads == heads
+    found, expected = some.encode(TEXTS), model.encode(TEXTS, heads, max_length=64)
+    for i in range(len(TEXTS)):
+        contract.same(found, i, expected, i, 0)
 
 
 # Dense alone
