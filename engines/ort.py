@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from m3rt.artifact import Artifact
+from m3rt.artifact import EXPORT, Artifact
 from m3rt.engines import BACKENDS, Probe, cores
 from m3rt.engines.padding import cut, pad, unpad
 from m3rt.errors import ArtifactError, EngineError, UnavailableError
@@ -125,7 +125,7 @@ def open_session(graph: Path, name: str) -> ort.InferenceSession:
     try:
         session = ort.InferenceSession(graph, options, providers=[(PROVIDERS[name], exact)])
     except Exception as error:  # the binding has no common class for its errors
-        raise ArtifactError(f"ONNX Runtime cannot open {graph}: {error}") from error
+        raise ArtifactError(f"ONNX Runtime cannot open {graph}: {error}; {EXPORT}") from error
     running = session.get_providers()[0]
     if running != PROVIDERS[name]:
         raise UnavailableError(f"asked for {PROVIDERS[name]}, the session has {running}")
