@@ -138,6 +138,7 @@ def gate(
     name = usable(engine)
     tokenizer = Tokenizer.from_file(artifact.path / "tokenizer.json")
     model = M3(artifact.manifest, tokenizer, engines.load(artifact, name))
+    reference = reference.upto(model.max_length)  # an engine may end before the model does
     found = encode(model, reference, f"run the model: {name}", progress)
     figures = compare(reference, found, artifact.manifest.unscored_ids)
     figures["engine"] = name

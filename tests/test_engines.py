@@ -31,7 +31,9 @@ def test_portable_graph(model_dir: Path) -> None:
 
 
 def test_portable_and_packed_agree(model: m3rt.M3, model_dir: Path) -> None:
-    a, b = model.encode(contract.TEXTS), m3rt.load(model_dir, "cpu-padded").encode(contract.TEXTS)
+    padded = m3rt.load(model_dir, "cpu-padded")
+    assert padded.max_length == 2048
+    a, b = (m.encode(contract.TEXTS, max_length=2048) for m in (model, padded))
     for i in range(len(contract.TEXTS)):
         contract.same(a, i, b, i, 1e-6)
 
@@ -127,3 +129,12 @@ def test_ids_beyond_the_vocabulary_are_an_engine_error(model: m3rt.M3) -> None:
     tokens = ragged([np.array([0, 10**6, 2], np.int32)], np.int32)
     with pytest.raises(m3rt.EngineError, match="ONNX Runtime failed"):
         model.engine.run(Batch(tokens, np.array([0]), 3), Heads.ALL)
+
+
+def test_a_text_beyond_the_engine_is_cut_or_refused(model_dir: Path) -> None:
+    padded = m3rt.load(model_dir, "cpu-padded")
+    found = padded.encode(["water " * 3000])
+    assert found.truncated.tolist() == [True]
+    assert found.n_tokens.tolist() == [2048]
+    with pytest.raises(m3rt.InputError, match="max_length is 4096, expected 2 to 2048"):
+        padded.encode(["water"], max_length=4096)
