@@ -54,10 +54,9 @@ def trace(module: M3) -> ir.Model:
 def declared_shape(value: ir.Value) -> ir.Shape:
     """Return the shape of an output with its batch and sequence axes named."""
     assert value.shape is not None
-    named = ["batch", "sequence"]
     if value.name == Heads.DENSE.names[0]:
         return ir.Shape(["batch", value.shape[1]])
-    return ir.Shape([*named, *value.shape[2:]])
+    return ir.Shape(["batch", "sequence", *value.shape[2:]])
 
 
 def write(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from m3rt import artifact, engines
+from m3rt.artifact import Artifact
 from m3rt.runtime import M3
 from m3rt.tokenizer import Tokenizer
 
@@ -20,6 +21,10 @@ def load(path: str | Path, engine: str = "auto") -> M3:
         ArtifactError: the directory is missing, damaged or foreign.
         UnavailableError: the engine's package, provider or device is not there.
     """
-    model = artifact.read(path)
+    return start(artifact.read(path), engine)
+
+
+def start(model: Artifact, engine: str) -> M3:
+    """Start an engine on a model directory that is open; see load."""
     tokenizer = Tokenizer.from_file(model.path / "tokenizer.json")
     return M3(model.manifest, tokenizer, engines.load(model, engine))

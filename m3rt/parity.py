@@ -18,11 +18,11 @@ import numpy as np
 from rich.progress import Progress
 
 from m3rt import engines, score
+from m3rt.api import start
 from m3rt.artifact import Artifact
 from m3rt.errors import ArtifactError, ParityError, UnavailableError
 from m3rt.heads import lexical
 from m3rt.runtime import M3
-from m3rt.tokenizer import Tokenizer
 from m3rt.types import Embeddings, Floats, Ragged, Sparse, Tokens
 
 REFERENCE = "reference.npz"
@@ -136,8 +136,7 @@ def gate(
         ParityError: a figure is out of tolerance; ``error.parity`` holds all of them.
     """
     name = usable(engine)
-    tokenizer = Tokenizer.from_file(artifact.path / "tokenizer.json")
-    model = M3(artifact.manifest, tokenizer, engines.load(artifact, name))
+    model = start(artifact, name)
     reference = reference.upto(model.max_length)  # an engine may end before the model does
     found = encode(model, reference, f"run the model: {name}", progress)
     figures = compare(reference, found, artifact.manifest.unscored_ids)
