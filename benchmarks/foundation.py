@@ -66,7 +66,7 @@ def in_its_own_process(*arguments: str) -> dict[str, float]:
 
 LONG = """
 import sys, m3rt
-model = m3rt.load(sys.argv[1])
+model = m3rt.load(sys.argv[1], "cpu:fp32")
 found = model.encode(["word " * 8190])
 assert found.n_tokens[0] == 8192 and len(found.colbert[0]) == 8191
 """
@@ -101,7 +101,7 @@ def differences(ours: m3rt.Embeddings, theirs: dict[str, Any]) -> dict[str, Any]
 
 def race(model: Path, checkpoint: Path, texts: list[str], rounds: int) -> dict[str, Any]:
     """Run both on the same texts in turn."""
-    ours = m3rt.load(model)
+    ours = m3rt.load(model, "cpu:fp32")
     theirs = BGEM3FlagModel(str(checkpoint), use_fp16=False, devices="cpu")
     tokens = int(ours.tokenize(texts).ids.lengths.sum())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,9 +12,10 @@ import numpy as np
 import onnxruntime as ort
 
 from m3rt.artifact import EXPORT, Artifact
-from m3rt.engines import BACKENDS, Probe, cores
+from m3rt.engines import BACKENDS, Choice, Probe
 from m3rt.engines.padding import cut, pad, unpad
 from m3rt.errors import ArtifactError, EngineError, UnavailableError
+from m3rt.processor import cores
 from m3rt.types import Batch, Engine, Heads, Limits, Raw
 
 PROVIDERS = {
@@ -21,6 +23,8 @@ PROVIDERS = {
     "cpu-padded": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
 }
+FORMS = {"cpu": "packed", "cpu-padded": "portable", "cuda": "portable"}
+INT8 = "cpu-int8.onnx"
 
 # Linear layers are at their full speed from some 256 rows on; activations of many more than these
 # no longer fit the cache.
@@ -35,7 +39,10 @@ CPU_PADDED_LENGTH = 2048
 class Packed:
     """The packed graph: tokens end to end, no padding, attention text by text."""
 
-    def __init__(self, session: ort.InferenceSession, limits: Limits, heads: Heads) -> None:
+    def __init__(
+        self, name: str, session: ort.InferenceSession, limits: Limits, heads: Heads
+    ) -> None:
+        self.name = name
         self.limits = limits
         self._session = session
         self._heads = heads  # that the graph has
@@ -58,7 +65,10 @@ class Packed:
 class Padded:
     """The portable graph: rectangles of ids and a mask."""
 
-    def __init__(self, session: ort.InferenceSession, limits: Limits, pad_id: int) -> None:
+    def __init__(
+        self, name: str, session: ort.InferenceSession, limits: Limits, pad_id: int
+    ) -> None:
+        self.name = name
         self.limits = limits
         self._session = session
         self._pad_id = pad_id
@@ -94,33 +104,43 @@ def compute(
     return dict(zip(heads.names, outputs, strict=True))
 
 
-def load(artifact: Artifact, name: str) -> Engine:
+def load(artifact: Artifact, choice: Choice, streams: int) -> Engine:
     """Open an engine of this module.
 
     Raises:
-        ArtifactError: the graph cannot be read.
+        ArtifactError: the graph cannot be read, or is not there.
         UnavailableError: the provider asked for is not the one that would run.
     """
-    longest = artifact.manifest.max_length
-    if name == "cpu":
-        session = open_session(artifact.graph("packed"), name)
-        limits = Limits(CPU_TOKENS, longest, pads=False)
-        return Packed(session, limits, artifact.manifest.head_flags)
-    session = open_session(artifact.graph("portable"), name)
-    limits = Limits(GPU_TOKENS, longest, pads=True)
-    if name == "cpu-padded":
-        limits = Limits(CPU_TOKENS, min(longest, CPU_PADDED_LENGTH), pads=True)
-    return Padded(session, limits, artifact.manifest.pad_id)
-
-
-def open_session(graph: Path, name: str) -> ort.InferenceSession:
-    """Open a graph with one provider, and no other in its place."""
-    found = probe(name)
+    found = probe(choice.engine)
     if not found.ready:
         raise UnavailableError(found.detail)
+    form, longest = FORMS[choice.engine], artifact.manifest.max_length
+    graph = artifact.built(str(choice), INT8) if choice.precision == "int8" else None
+    session = open_session(graph or artifact.graph(form), choice.engine, streams)
+    if form == "packed":
+        limits = Limits(CPU_TOKENS, longest, pads=False, parallel=streams)
+        return Packed(str(choice), session, limits, artifact.manifest.head_flags)
+    limits = Limits(GPU_TOKENS, longest, pads=True, parallel=streams)
+    if choice.engine == "cpu-padded":
+        limits = Limits(CPU_TOKENS, min(longest, CPU_PADDED_LENGTH), pads=True, parallel=streams)
+    return Padded(str(choice), session, limits, artifact.manifest.pad_id)
+
+
+def build(
+    artifact: Artifact, choice: Choice, graph: Path | None, out: Path
+) -> Mapping[str, object]:
+    """Keep the quantised graph; float32 runs the exported one as it is."""
+    if graph is not None:
+        for file in graph.parent.iterdir():
+            shutil.move(file, out / file.name)
+    return {}
+
+
+def open_session(graph: Path, name: str, streams: int = 1) -> ort.InferenceSession:
+    """Open a graph with one provider, and no other in its place."""
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors come as exceptions
-    options.intra_op_num_threads = cores()
+    options.intra_op_num_threads = max(1, cores() // streams)
     # waiting threads sleep: a server's other threads need the cores more
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # the arena keeps the peak of the longest text for ever, memory patterns one plan per shape
@@ -136,6 +156,11 @@ def open_session(graph: Path, name: str) -> ort.InferenceSession:
     if running != PROVIDERS[name]:
         raise UnavailableError(f"asked for {PROVIDERS[name]}, the session has {running}")
     return session
+
+
+def precision(name: str) -> str:
+    """Return the best near-lossless precision: ONNX Runtime has no bf16 on CPUs."""
+    return "fp32"
 
 
 def probe(name: str) -> Probe:

@@ -17,7 +17,6 @@ from m3rt.types import Heads
 OPSET = 20  # the first with Gelu
 PORTABLE = "model.onnx"  # the names that optimum looks for
 DATA = "model.onnx.data"
-PACKED = "packed.onnx"
 
 
 def trace(module: M3) -> ir.Model:
@@ -80,12 +79,16 @@ def write(
         size_threshold_bytes=1024,
         callback=lambda tensor, _: progress(tensor.nbytes),
     )
-    packed = ir.load(out / PORTABLE)  # its weights stay in the file
-    packing.pack(
-        packed,
-        pooling=checkpoint.pooling,
-        pad_id=checkpoint.trunk.pad_id,
-        from_pad=checkpoint.trunk.from_pad,
-    )
-    ir.save(packed, out / PACKED)
-    return {"portable": PORTABLE, "packed": PACKED}
+    names = {"portable": PORTABLE}
+    for form in packing.FORMS:
+        packed = ir.load(out / PORTABLE)  # its weights stay in the file
+        packing.pack(
+            packed,
+            form,
+            pooling=checkpoint.pooling,
+            pad_id=checkpoint.trunk.pad_id,
+            from_pad=checkpoint.trunk.from_pad,
+        )
+        names[form] = f"{form}.onnx"
+        ir.save(packed, out / names[form])
+    return names

@@ -1,6 +1,10 @@
-"""The packed form of the graph: tokens end to end, no padding, heads on demand.
+"""The packed forms of the graph: tokens end to end, no padding, heads on demand.
 
-A pass over the portable form, in functions of ONNX's own textual syntax.
+Passes over the portable form. Linear layers, LayerNorm and heads work on rows and need no change;
+what does change is in export.functions.
+
+packed    attention text by text in a loop: ONNX Runtime
+grouped   attention over rectangles that are gathered for it alone: OpenVINO
 """
 
 from __future__ import annotations
@@ -8,129 +12,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import onnx.parser
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass
 
-from m3rt.export.passes import UnexpectedGraphError, attentions, consumer, operand
+from m3rt.export import functions
+from m3rt.export.passes import (
+    Attention,
+    UnexpectedGraphError,
+    attentions,
+    consumer,
+    operand,
+    producer,
+)
 
 INT64 = ir.DataType.INT64
 POSITIONS = "embeddings.position_embeddings.weight"
 
-# What stands in for the rectangular parts of the graph when tokens are packed, in ONNX's own
-# textual syntax. n texts, t tokens; starts (n + 1,) says where each text begins.
-PACKED = (
-    """
-<domain: "m3rt", opset_import: ["": 20]>
-Owner (ids, starts) => (begin, owner) {
-    # begin (n,): first token of each text; owner (t,): the text of each token
-    zero = Constant <value_ints: ints = [0]> ()
-    minus_one = Constant <value_ints: ints = [-1]> ()
-    first = Constant <value_int: int = 0> ()
-    one = Constant <value_int: int = 1> ()
-    begin = Slice (starts, zero, minus_one, zero)
-    size = Size (ids)
-    places = Range (first, size, one)
-    column = Unsqueeze (begin, minus_one)
-    begun = LessOrEqual (column, places)
-    begun_int = Cast <to: int = 7> (begun)
-    count = ReduceSum <keepdims: int = 0> (begun_int, zero)
-    owner = Sub (count, one)
+# form to the version of ONNX's operators, and the attention of that form
+FORMS = {
+    "packed": (20, (functions.ATTENTION_LOOP,)),
+    "grouped": (23, (functions.GRID, functions.ATTENTION_GRID)),  # 23 has Attention
 }
-    """,
-    """
-<domain: "m3rt", opset_import: ["": 20]>
-PositionsFromPad <pad_id: int> (ids, begin, owner) => (positions) {
-    # as RoBERTa counts: the padding id takes no position, even as part of a text
-    axis = Constant <value_int: int = 0> ()
-    pad = Constant <value_int: int = @pad_id> ()
-    is_pad = Equal (ids, pad)
-    is_real = Not (is_pad)
-    real = Cast <to: int = 7> (is_real)
-    count = CumSum (real, axis)
-    exclusive = Sub (count, real)
-    before_text = Gather (exclusive, begin)
-    before_token = Gather (before_text, owner)
-    within = Sub (count, before_token)
-    real_within = Mul (within, real)
-    positions = Add (real_within, pad)
-}
-    """,
-    """
-<domain: "m3rt", opset_import: ["": 20]>
-PositionsFromZero (ids, begin, owner) => (positions) {
-    first = Constant <value_int: int = 0> ()
-    one = Constant <value_int: int = 1> ()
-    size = Size (ids)
-    places = Range (first, size, one)
-    begin_of_token = Gather (begin, owner)
-    positions = Sub (places, begin_of_token)
-}
-    """,
-    """
-<domain: "m3rt", opset_import: ["": 20, "com.microsoft": 1]>
-Attention <heads: int, scale: float> (query, key, value, starts) => (mixed) {
-    # text by text, without a mask: (t, h) to (t, h)
-    zero = Constant <value_ints: ints = [0]> ()
-    one = Constant <value_ints: ints = [1]> ()
-    always = Constant <value: tensor = bool {1}> ()
-    none = SequenceEmpty <dtype: int = 1> ()
-    n_starts = Size (starts)
-    scalar_one = Constant <value_int: int = 1> ()
-    texts = Sub (n_starts, scalar_one)
-    rows = Loop (texts, always, none) <body = text
-        (int64 i, bool go, seq(float) done) => (bool go_on, seq(float) more) {
-        go_on = Identity (go)
-        at = Unsqueeze (i, zero)
-        after = Add (at, one)
-        from = Gather (starts, at)
-        to = Gather (starts, after)
-        q = Slice (query, from, to, zero)
-        k = Slice (key, from, to, zero)
-        v = Slice (value, from, to, zero)
-        q3 = Unsqueeze (q, zero)
-        k3 = Unsqueeze (k, zero)
-        v3 = Unsqueeze (v, zero)
-        m3 = com.microsoft.MultiHeadAttention <num_heads: int = @heads, scale: float = @scale>
-            (q3, k3, v3)
-        m = Squeeze (m3, zero)
-        more = SequenceInsert (done, m)
-    }>
-    mixed = ConcatFromSequence <axis: int = 0> (rows)
-}
-    """,
-    """
-<domain: "m3rt", opset_import: ["": 20]>
-Mean (hidden, starts, begin, owner) => (pooled) {
-    # the mean of each text's rows: (t, h) to (n, h)
-    axis = Constant <value_ints: ints = [1]> ()
-    one = Constant <value_int: int = 1> ()
-    n_starts = Size (starts)
-    texts = Sub (n_starts, one)
-    zero = Constant <value_int: int = 0> ()
-    numbers = Range (zero, texts, one)
-    column = Unsqueeze (numbers, axis)
-    own = Equal (column, owner)
-    member = Cast <to: int = 1> (own)
-    total = MatMul (member, hidden)
-    count = ReduceSum <keepdims: int = 1> (member, axis)
-    pooled = Div (total, count)
-}
-    """,
-)
 
 
-def pack(model: ir.Model, *, pooling: str, pad_id: int, from_pad: bool) -> None:
+def pack(model: ir.Model, form: str, *, pooling: str, pad_id: int, from_pad: bool) -> None:
     """Turn the portable graph into one over tokens packed end to end.
 
-    Inputs become ``input_ids (t,)`` and ``starts (n + 1,)``, outputs ``dense (n, h)``,
-    ``sparse (t,)`` and ``colbert (t, d)``; see gate_heads for the inputs ``want_...``. Linear
-    layers, LayerNorm and heads work on rows and need no change; nothing is computed for padding,
-    and no mask is needed: attention runs text by text, which also lets ONNX Runtime take its
-    flash kernel on CPUs, and makes a text's result independent of its batch mates.
+    Inputs become ``input_ids (t,)``, ``starts (n + 1,)`` and, for each head, a scalar bool
+    ``want_<head>``; outputs ``dense (n, h)``, ``sparse (t,)`` and ``colbert (t, d)``. A head not
+    wanted comes out with no rows, and nothing is computed for it; where only the first tokens'
+    vectors are wanted, the last layer computes no others. No branches: the number of rows says it
+    all, which every runtime understands.
 
     Args:
         model: the portable graph; changed in place.
+        form: packed or grouped.
         pooling: cls or mean.
         pad_id: the padding id.
         from_pad: whether positions count from the padding id (RoBERTa) or from 0 (BERT).
@@ -139,87 +55,148 @@ def pack(model: ir.Model, *, pooling: str, pad_id: int, from_pad: bool) -> None:
     ids, mask = graph.inputs
     found = list(attentions(model))
     hidden = [node for node in graph if node.op_type == "LayerNormalization"][-1].outputs[0]
+    width = size_of(found[-1].out, -1)
     pooled = dense_input(hidden, pooling)
 
-    for text in PACKED:
-        function = ir.serde.deserialize_function(onnx.parser.parse_function(text))
+    opset, own = FORMS[form]
+    model.opset_imports[""] = opset
+    for text in (*functions.COMMON, *own):
+        function = functions.parse(text, opset)
         model.functions[function.identifier()] = function
     starts = ir.Value(name="starts", shape=ir.Shape(["texts + 1"]), type=ir.TensorType(INT64))
     ids.shape = ir.Shape(["tokens"])
     graph.inputs.append(starts)
+    wanted = {str(out.name): count_of(graph, str(out.name)) for out in graph.outputs}
 
-    begin, owner = call(graph[0], "Owner", [ids, starts], 2)
+    top = graph[len(wanted)]
+    (size,) = insert(top, "Size", [ids])
+    begin, owner = call(top, "Owner", [size, starts], 2)
     lookup = next(n for n in graph if operand(n, 0).name == POSITIONS)
-    places = [ids, begin, owner]
-    positions = (
-        call(lookup, "PositionsFromPad", places, pad_id=pad_id)
-        if from_pad
-        else call(lookup, "PositionsFromZero", places)
+    (positions,) = call(
+        lookup,
+        "PositionsFromPad" if from_pad else "PositionsFromZero",
+        [ids, begin, owner],
+        pad_id=pad_id,
+        last=size_of(operand(lookup, 0), 0) - 1,
     )
-    lookup.replace_input_with(1, positions[0])
+    lookup.replace_input_with(1, positions)
+
+    # what attention is told of the texts, for queries and for keys
+    start = before(found[0].out)
+    texts = (
+        [starts, starts]
+        if form == "packed"
+        else grids(start, (starts, begin, owner), (starts, begin, owner))
+    )
+    row_begin, row_owner, last_texts = begin, owner, texts
+    if pooling == "cls":
+        rows, row_starts = rows_wanted(start, size, starts, begin, wanted)
+        (row_count,) = insert(start, "Size", [rows])
+        row_begin, row_owner = call(start, "Owner", [row_count, row_starts], 2)
+        narrow(found[-1], rows)
+        last_texts = (
+            [row_starts, starts]
+            if form == "packed"
+            else grids(start, (row_starts, row_begin, row_owner), (starts, begin, owner))
+        )
     for attention in found:
-        inputs = [attention.query, attention.key, attention.value, starts]
+        inputs = [attention.query, attention.key, attention.value]
         (mixed,) = call(
             before(attention.out),
             "Attention",
-            inputs,
+            [*inputs, *(last_texts if attention is found[-1] else texts)],
             heads=attention.heads,
             scale=attention.scale,
+            hidden=[-1, width],
         )
         replace(attention.out, mixed)
     if pooled is not None:
+        place = before(pooled)
+        (n,) = insert(place, "Size", [begin])
+        (count,) = insert(place, "Mul", [n, wanted["dense"]])
         if pooling == "cls":
-            rows = ir.node("Gather", [hidden, begin])
-            graph.insert_before(before(pooled), rows)
-            replace(pooled, rows.outputs[0])
+            chosen = first(place, row_begin, count)
+            replace(pooled, insert(place, "Gather", [hidden, chosen])[0])
         else:
-            replace(pooled, call(before(pooled), "Mean", [hidden, starts, begin, owner])[0])
+            replace(pooled, call(place, "Mean", [hidden, starts, begin, owner, count])[0])
 
     RemoveUnusedNodesPass()(model)
+    for out in graph.outputs:
+        if out.name in ("sparse", "colbert"):
+            limit(out, hidden, wanted[out.name])
+    RemoveUnusedNodesPass()(model)
     InlinePass()(model)
+    model.opset_imports.pop("m3rt", None)
     graph.inputs.remove(mask)
     forget_shapes(model)
-    gate_heads(model, hidden)
 
 
-def gate_heads(model: ir.Model, hidden: ir.Value) -> None:
-    """Let the caller choose the heads: an input ``want_<head>``, a scalar bool, for each.
-
-    A head not wanted is not computed and comes out empty. ONNX Runtime runs every node of a
-    graph, whichever outputs are fetched, so the choice has to be part of the graph.
-    """
-    graph = model.graph
-    after = descendants(hidden)
-    for i, out in enumerate(list(graph.outputs)):
-        own = [node for node in graph if node in after & ancestors(out)]
-        wanted = ir.Value(
-            name=f"want_{out.name}", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.BOOL)
-        )
-        graph.inputs.append(wanted)
-        # as many axes as the head has: empty in the first
-        rank = {"dense": (0, 0), "sparse": (0,), "colbert": (0, 0)}[str(out.name)]
-        empty = ir.node("Constant", [], {"value": ir.tensor(np.empty(rank, np.float32))})
-        empty.outputs[0].name = f"{out.name}_empty"
-        chosen = ir.Value(name=out.name, type=out.type)
-        out.name = f"{out.name}_wanted"
-        graph.outputs[i] = chosen
-        graph.remove(own)
-        branches = {
-            "then_branch": ir.Graph([], [out], nodes=own, name=f"{chosen.name}_then"),
-            "else_branch": ir.Graph([], empty.outputs, nodes=[empty], name=f"{chosen.name}_else"),
-        }
-        graph.append(ir.node("If", [wanted], branches, outputs=[chosen]))
+def count_of(graph: ir.Graph, head: str) -> ir.Value:
+    """Add the input ``want_<head>``; return it as a scalar 0 or 1."""
+    want = ir.Value(name=f"want_{head}", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.BOOL))
+    graph.inputs.append(want)
+    return insert(graph[0], "Cast", [want], to=int(INT64))[0]
 
 
-def descendants(value: ir.Value) -> set[ir.Node]:
-    """Return every node that depends on a value."""
-    found: set[ir.Node] = set()
-    queue = [value]
-    while queue:
-        nodes = {node for node, _ in queue.pop().uses()} - found
-        found |= nodes
-        queue += [out for node in nodes for out in node.outputs]
-    return found
+def rows_wanted(
+    place: ir.Node,
+    size: ir.Value,
+    starts: ir.Value,
+    begin: ir.Value,
+    wanted: dict[str, ir.Value],
+) -> Sequence[ir.Value]:
+    """Return the rows of the last layer, and where each text's begin among them."""
+    tokenwise = [wanted[name] for name in ("sparse", "colbert") if name in wanted]
+    every = tokenwise[0] if tokenwise else constant(place, np.array(0))
+    for other in tokenwise[1:]:
+        (every,) = insert(place, "Max", [every, other])
+    return call(place, "Rows", [size, starts, begin, every], 2)
+
+
+def narrow(attention: Attention, rows: ir.Value) -> None:
+    """Let the queries and the residual of a layer see these rows of its input only."""
+    projected = producer(attention.query, "Add")
+    product = next(
+        node
+        for value in projected.inputs
+        if value is not None and (node := value.producer()) is not None
+    )
+    x = operand(product, 0)
+    users = [(node, i) for node, i in x.uses() if node is product or node.op_type == "Add"]
+    if len(users) != 2:
+        raise UnexpectedGraphError(f"expected a query and a residual that read {x}, found {users}")
+    (chosen,) = insert(product, "Gather", [x, rows])
+    for node, i in users:
+        node.replace_input_with(i, chosen)
+
+
+def grids(place: ir.Node, rows: Sequence[ir.Value], tokens: Sequence[ir.Value]) -> list[ir.Value]:
+    """Return the rectangles of queries, and those of keys with their mask."""
+    grid, back, mask = call(place, "Grid", tokens, 3)
+    if list(rows) != list(tokens):
+        row_grid, row_back, _ = call(place, "Grid", rows, 3)
+        return [row_grid, row_back, grid, mask]
+    return [grid, back, grid, mask]
+
+
+def limit(out: ir.Value, hidden: ir.Value, wanted: ir.Value) -> None:
+    """Let a token head see all rows of the encoder's output if it is wanted, else none."""
+    own = ancestors(out)
+    readers = [(node, i) for node, i in hidden.uses() if node in own]
+    place = readers[0][0]
+    (shape,) = insert(place, "Shape", [hidden], start=0, end=1)
+    (count,) = insert(place, "Mul", [shape, wanted])
+    chosen = first(place, hidden, count, known=True)
+    for node, i in readers:
+        node.replace_input_with(i, chosen)
+
+
+def first(place: ir.Node, rows: ir.Value, count: ir.Value, known: bool = False) -> ir.Value:
+    """Return the first rows of a value; ``known``: count has an axis already."""
+    zero = constant(place, np.array([0]))
+    if not known:
+        (count,) = insert(place, "Unsqueeze", [count, zero])
+    return insert(place, "Slice", [rows, zero, count, zero])[0]
 
 
 def ancestors(value: ir.Value) -> set[ir.Node]:
@@ -252,11 +229,31 @@ def before(value: ir.Value) -> ir.Node:
     return node
 
 
-def call(
-    place: ir.Node, name: str, inputs: Sequence[ir.Value], count: int = 1, **options: int | float
+def insert(
+    place: ir.Node, kind: str, inputs: Sequence[ir.Value], **options: int
 ) -> Sequence[ir.Value]:
-    """Insert a call of one of the functions of PACKED before a node."""
-    node = ir.node(name, inputs, options, domain="m3rt", num_outputs=count)
+    """Insert a node before another; return its outputs."""
+    return add(place, ir.node(kind, inputs, options))
+
+
+def call(
+    place: ir.Node,
+    name: str,
+    inputs: Sequence[ir.Value],
+    count: int = 1,
+    **options: int | float | Sequence[int],
+) -> Sequence[ir.Value]:
+    """Insert a call of one of export.functions before a node; return its outputs."""
+    return add(place, ir.node(name, inputs, options, domain="m3rt", num_outputs=count))
+
+
+def constant(place: ir.Node, value: np.ndarray) -> ir.Value:
+    """Insert a constant before a node."""
+    return add(place, ir.node("Constant", [], {"value": ir.tensor(value)}))[0]
+
+
+def add(place: ir.Node, node: ir.Node) -> Sequence[ir.Value]:
+    """Insert a node before another; return its outputs."""
     graph = place.graph
     assert isinstance(graph, ir.Graph)
     graph.insert_before(place, node)
@@ -266,6 +263,14 @@ def call(
 def replace(value: ir.Value, new: ir.Value) -> None:
     """Let every reader of a value read another."""
     ir.convenience.replace_all_uses_with(value, new)
+
+
+def size_of(value: ir.Value, axis: int) -> int:
+    """Return the size of an axis that is known."""
+    size = value.shape[axis] if value.shape is not None else None
+    if not isinstance(size, int):
+        raise UnexpectedGraphError(f"the size of axis {axis} of {value} is not known")
+    return size
 
 
 def forget_shapes(model: ir.Model) -> None:

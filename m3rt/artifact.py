@@ -3,6 +3,9 @@
 model.onnx         the portable graph: input_ids, attention_mask -> dense, sparse, colbert
 model.onnx.data    all weights, shared by every graph
 packed.onnx        the same network over tokens packed end to end, for engines without padding
+grouped.onnx       likewise, with attention over rectangles of texts
+reference.npz      what the checkpoint itself gave for some texts; see m3rt.parity
+ENGINE-PRECISION.* what m3rt build prepared for one engine
 tokenizer.json     and config.json, ...: the checkpoint's own
 manifest.json      this file's subject; written last
 """
@@ -49,6 +52,16 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Build:
+    """What ``m3rt build`` prepared for one engine in one precision."""
+
+    files: tuple[str, ...]  # their sizes and hashes stand in Manifest.files
+    versions: Mapping[str, str]
+    recipe: Mapping[str, Any]  # how; see the engine, and m3rt.export.quantize
+    parity: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What a model directory holds."""
 
@@ -66,7 +79,8 @@ class Manifest:
     graphs: Mapping[str, str]  # form (portable, packed) to file name
     files: Mapping[str, File]
     versions: Mapping[str, str]  # of m3rt and of the libraries that made the files
-    parity: Mapping[str, Any] = field(default_factory=dict)  # head to figures; see export/parity.py
+    parity: Mapping[str, Any] = field(default_factory=dict)  # head to figures; see m3rt/parity.py
+    builds: Mapping[str, Build] = field(default_factory=dict)  # by engine and precision: cpu:int8
     format: int = FORMAT
 
     @property
@@ -91,6 +105,20 @@ class Artifact:
         if form not in self.manifest.graphs:
             raise ArtifactError(f"{self.path} has no {form} graph; {EXPORT}")
         return self.path / self.manifest.graphs[form]
+
+    def built(self, choice: str, file: str) -> Path:
+        """Return a file that ``m3rt build`` wrote for an engine and precision, as cpu:int8.
+
+        Raises:
+            ArtifactError: it was not built.
+        """
+        if choice not in self.manifest.builds:
+            engine, _, precision = choice.partition(":")
+            raise ArtifactError(
+                f"{self.path} has not been built for {choice}; "
+                f"run: m3rt build {self.path} --engine {engine} --precision {precision}"
+            )
+        return self.path / file
 
 
 def read(path: str | Path) -> Artifact:
@@ -161,12 +189,19 @@ def parse(path: Path) -> Manifest:
                 files=files(source["files"]),
             ),
             files=files(data.pop("files")),
+            builds={
+                name: Build(
+                    tuple(entry["files"]), entry["versions"], entry["recipe"], entry["parity"]
+                )
+                for name, entry in data.pop("builds").items()
+            },
             heads=tuple(data.pop("heads")),
             unscored_ids=tuple(data.pop("unscored_ids")),
             **data,
         )
         manifest.head_flags  # noqa: B018 - refuses unknown names
-        for name in [*manifest.files, *manifest.graphs.values()]:
+        built = [name for build in manifest.builds.values() for name in build.files]
+        for name in [*manifest.files, *manifest.graphs.values(), *built]:
             if Path(name).name != name:
                 raise ValueError(f"file name {name!r} leaves the directory")
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -6,11 +6,16 @@ import enum
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
-from m3rt import __version__, engines
+from m3rt import __version__, artifact, engines, records
+from m3rt.errors import InputError
 from m3rt.formats import STDOUT, Format
-from m3rt.types import Heads
+from m3rt.tokenizer import Tokenizer
+from m3rt.types import Heads, Ragged
+
+LEAST_LENGTH = 3  # tokens of a text that is not empty
 
 
 class Pooling(enum.StrEnum):
@@ -56,9 +61,37 @@ def parse_heads(names: str) -> Heads:
         raise typer.BadParameter(str(error)) from error
 
 
+def parse_lengths(numbers: str) -> tuple[int, ...]:
+    """Read --lengths."""
+    try:
+        lengths = tuple(map(int, numbers.split(",")))
+    except ValueError:
+        raise typer.BadParameter(f"{numbers!r} is not numbers joined by commas") from None
+    if min(lengths) < LEAST_LENGTH:
+        raise typer.BadParameter(f"{min(lengths)} is too short: at least {LEAST_LENGTH} tokens")
+    return lengths
+
+
 def engine_names() -> list[str]:
     """Complete --engine."""
-    return ["auto", *engines.BACKENDS]
+    specs = [
+        f"{name}:{precision}"
+        for name, backend in engines.BACKENDS.items()
+        for precision in backend.precisions
+    ]
+    return ["auto", *engines.BACKENDS, *specs]
+
+
+def token_ids(model: Path, file: Path) -> Ragged[np.int32]:
+    """Read texts for calibration, as token ids of a model."""
+    found = artifact.read(model)
+    tokenizer = Tokenizer.from_file(found.path / "tokenizer.json")
+    with records.source(file) as stream:
+        read = records.read(stream, str(file), jsonl=file.suffix == ".jsonl")
+        texts = [record.text for record in read]
+    if not texts:
+        raise InputError(f"{file} holds no texts")
+    return tokenizer(texts, found.manifest.max_length).ids
 
 
 def format_of(output: Path) -> Format:
@@ -78,7 +111,11 @@ Json = Annotated[
     bool, typer.Option("--json", callback=note_json, is_eager=True, help="Results as JSON.")
 ]
 Engine = Annotated[
-    str, typer.Option(autocompletion=engine_names, help="A name from m3rt doctor, or auto.")
+    str,
+    typer.Option(
+        autocompletion=engine_names,
+        help="A name from m3rt doctor, with a precision if you like (cpu:int8), or auto.",
+    ),
 ]
 HeadsOption = Annotated[
     Heads | None,
@@ -87,5 +124,31 @@ HeadsOption = Annotated[
         metavar="HEADS",
         help="dense, sparse, colbert, joined by commas; or all.",
         show_default="all",
+    ),
+]
+Engines = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine",
+        autocompletion=engine_names,
+        help="As elsewhere; give it again for another.",
+        show_default="auto",
+    ),
+]
+Mixes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mix",
+        help="queries, passages, mixed, long, or a file of texts; give it again for another.",
+        show_default="mixed",
+    ),
+]
+Lengths = Annotated[
+    tuple[int, ...] | None,
+    typer.Option(
+        parser=parse_lengths,
+        metavar="TOKENS",
+        help="Lengths of the texts whose latency is measured, joined by commas.",
+        show_default="16,128,512",
     ),
 ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
@@ -139,8 +141,26 @@ class M3:
                 raise InputError(f"batch_tokens is {batch_tokens}, expected at least 1")
             limits = dataclasses.replace(limits, max_tokens=batch_tokens)
         heads = self._available(heads)
-        for batch in batches(tokens.ids, limits):
-            yield batch, self.engine.run(batch, heads)
+        work = batches(tokens.ids, limits)
+        if limits.parallel == 1:
+            for batch in work:
+                yield batch, self.engine.run(batch, heads)
+        else:
+            yield from self._run_at_once(work, heads, limits.parallel)
+
+    def _run_at_once(
+        self, work: Iterator[Batch], heads: Heads, parallel: int
+    ) -> Iterator[tuple[Batch, Raw]]:
+        """Run several batches at once, in order, without holding more than are needed."""
+        with ThreadPoolExecutor(parallel, "m3rt") as pool:
+            ahead: deque[tuple[Batch, Future[Raw]]] = deque()
+            for batch in work:
+                ahead.append((batch, pool.submit(self.engine.run, batch, heads)))
+                if len(ahead) > parallel:
+                    done, found = ahead.popleft()
+                    yield done, found.result()
+            for done, found in ahead:
+                yield done, found.result()
 
     def require(self, heads: Heads) -> None:
         """Refuse heads that the model lacks; ALL stands for all three here.

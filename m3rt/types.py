@@ -136,10 +136,16 @@ class Limits:
     max_length: int  # of one text
     pads: bool  # the engine computes on rectangles: a batch costs n * width
     widths: tuple[int, ...] = ()  # ascending; the widths an engine was built for, () for any
+    parallel: int = 1  # batches that run at once; with more than one, each has fewer cores
 
 
 class Engine(Protocol):
     """Runs batches. Many threads may call run at once; an engine that cannot, locks."""
+
+    @property
+    def name(self) -> str:
+        """Engine and precision: ``cpu:int8``."""
+        ...
 
     @property
     def limits(self) -> Limits:

@@ -10,10 +10,12 @@ import pytest
 
 import m3rt
 from benchmarks.checkpoint import TINY, Shape, make
-from m3rt import artifact, export
+from m3rt import artifact, build, export
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("M3RT_DATA", ROOT.parent / "shared" / "data")).resolve()
+
+BUILDS = ("openvino:bf16", "openvino:fp32", "openvino:int8", "cpu:int8")
 
 # As a fine-tuned checkpoint may be: another depth, width, head count and ColBERT width.
 ODD = Shape(hidden=48, layers=3, heads=3, ffn=80, colbert_dim=20, positions=514)
@@ -79,8 +81,17 @@ def real_model_dir(real_checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="session")
 def model(model_dir: Path) -> m3rt.M3:
-    """The small model on the default engine."""
-    return m3rt.load(model_dir)
+    """The small model on the engine that is exact."""
+    return m3rt.load(model_dir, "cpu")
+
+
+@pytest.fixture(scope="session")
+def built_dir(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of model_dir, built for every engine that prepares something here."""
+    built = copied(model_dir, tmp_path_factory.mktemp("built") / "model").path
+    for engine in BUILDS:
+        build.run(built, engine)
+    return built
 
 
 def exported(checkpoint: Path, factory: pytest.TempPathFactory) -> Path:

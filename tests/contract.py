@@ -22,13 +22,16 @@ TEXTS = (
 )
 
 
-def check(model: M3, tolerance: float) -> None:
+def check(model: M3, tolerance: float, apart: float = 1e-6) -> None:
     """Run the contract.
 
     Args:
         model: with all three heads.
         tolerance: largest difference between a text alone and in a batch; 0 means bit-equal.
+        apart: largest difference between heads computed together and apart: for some, the last
+            layer runs on fewer rows, by other kernels.
     """
+    apart = max(tolerance, apart)
     whole = model.encode(TEXTS)
     alone = [model.encode([text]) for text in TEXTS]
     for i, one in enumerate(alone):
@@ -46,7 +49,7 @@ def check(model: M3, tolerance: float) -> None:
         assert (some.sparse is not None) == (Heads.SPARSE in heads)
         assert (some.colbert is not None) == (Heads.COLBERT in heads)
         for i in range(len(TEXTS)):
-            same(some, i, whole, i, tolerance)
+            same(some, i, whole, i, apart)
     shapes(model, whole, TEXTS)
     shapes(model, model.encode([]), [])
 

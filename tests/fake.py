@@ -19,6 +19,8 @@ WIDTH = 4  # of dense and ColBERT vectors
 class FakeEngine:
     """Computes on packed tokens; depends on nothing but a text's own ids."""
 
+    name = "fake:fp32"
+
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits(max_tokens=32, max_length=64, pads=False)
 

@@ -271,7 +271,7 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_model_directory_can_be_moved(model_dir: Path, model: m3rt.M3, tmp_path: Path) -> None:
     copied(model_dir, tmp_path / "first")
     shutil.move(tmp_path / "first", tmp_path / "a b" / "ü")
-    found = m3rt.load(tmp_path / "a b" / "ü").encode(["a text"]).dense
+    found = m3rt.load(tmp_path / "a b" / "ü", "cpu").encode(["a text"]).dense
     expected = model.encode(["a text"]).dense
     assert found is not None
     assert expected is not None

@@ -324,14 +324,21 @@ def test_a_reader_that_went_away_ends_it_quietly(model: Artifact, tmp_path: Path
 def test_inspect(
     run: Callable[..., Result], model: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "probe", lambda name: Probe(name, True, "[a] detail"))
+    choice = engines.Choice("openvino", "bf16", "[a] detail")
+    monkeypatch.setattr(engines, "automatic", lambda: choice)
     done = run("inspect", model.path)
     assert (done.exit_code, done.stderr) == (0, "")
-    for text in ("fake/m3", "0123abc", "dense, sparse, colbert", "auto is cpu: [a] detail"):
+    for text in (
+        "fake/m3",
+        "0123abc",
+        "dense, sparse, colbert",
+        "auto is openvino:bf16: [a] detail; not built",
+    ):
         assert text in done.stdout
     assert ["dense", "cosine_min", "0.9999991", "0.9999"] in map(str.split, done.stdout.split("\n"))
     found = json.loads(run("inspect", model.path, "--json").stdout)
-    assert found["engine"] == {"auto": "cpu", "detail": "[a] detail"}
+    assert found["engine"]["auto"] == "openvino:bf16"
+    assert found["engine"]["detail"].startswith("[a] detail; not built, so it starts slowly")
     assert found["heads"] == ["dense", "sparse", "colbert"]
     assert found["files"]["tokenizer.json"]["bytes"] > 0
 
@@ -342,7 +349,7 @@ def test_inspect_where_no_engine_runs(
     monkeypatch.setattr(engines, "probe", lambda name: Probe(name, False, "pip install it"))
     done = run("inspect", model.path)
     assert done.exit_code == 0
-    assert "no engine can run here: cpu: pip install it" in done.stdout
+    assert "no engine can run here: openvino: pip install it" in done.stdout
     assert json.loads(run("inspect", model.path, "--json").stdout)["engine"]["auto"] is None
 
 
@@ -358,7 +365,8 @@ def test_doctor(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, rea
     assert (done.exit_code, done.stderr) == (0 if ready else 7, "")
     assert found["ready"] is ready
     assert found["packages"]["numpy"] == np.__version__
-    assert found["engines"][0] == {"engine": "cpu", "ready": ready, "detail": "about [cpu]"}
+    assert {"engine": "cpu", "ready": ready, "detail": "about [cpu]"} in found["engines"]
+    assert (found["auto"] is not None) is ready
 
 
 def test_doctor_reads_proc(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import onnxruntime as ort
 import pytest
 
 import m3rt
-from m3rt import Heads, artifact, engines
+from m3rt import Heads, artifact, engines, processor
+from m3rt.engines import Probe, ov
 from m3rt.engines import ort as onnxruntime_engine
 from m3rt.types import Batch, Limits, ragged
 from tests import contract
@@ -23,7 +25,7 @@ def test_cpu_is_bit_equal_whatever_the_batch(model: m3rt.M3) -> None:
 
 
 def test_cpu_real_tokenizer(real_model_dir: Path) -> None:
-    contract.check(m3rt.load(real_model_dir), tolerance=0)
+    contract.check(m3rt.load(real_model_dir, "cpu"), tolerance=0)
 
 
 def test_portable_graph(model_dir: Path) -> None:
@@ -38,26 +40,146 @@ def test_portable_and_packed_agree(model: m3rt.M3, model_dir: Path) -> None:
         contract.same(a, i, b, i, 1e-6)
 
 
+# largest difference between a text alone and in a batch, and between heads together and apart
+TOLERANCES = {
+    "openvino:fp32": (1e-5, 1e-5),
+    "openvino:bf16": (5e-3, 5e-3),
+    "openvino:int8": (2e-2, 2e-2),
+    # static scales, and float32 in between: not a bit depends on batch mates
+    "cpu:int8": (0, 2e-2),
+}
+
+
+@pytest.mark.parametrize("spec", TOLERANCES)
+def test_built_engines(spec: str, built_dir: Path) -> None:
+    model = m3rt.load(built_dir, spec)
+    assert model.engine.name == spec
+    contract.check(model, *TOLERANCES[spec])
+
+
+@pytest.mark.parametrize("spec", ["cpu:fp32", "cpu:int8", "openvino:bf16"])
+def test_streams(spec: str, built_dir: Path) -> None:
+    model = m3rt.load(built_dir, spec, streams=2)
+    assert model.engine.limits.parallel == 2
+    contract.check(model, *TOLERANCES.get(spec, (0, 1e-6)))
+
+
+@pytest.mark.parametrize("spec", ["openvino:bf16", "openvino:fp32"])
+def test_openvino_runs_what_is_not_built(spec: str, model_dir: Path, built_dir: Path) -> None:
+    as_exported, built = m3rt.load(model_dir, spec), m3rt.load(built_dir, spec)
+    a, b = as_exported.encode(contract.TEXTS), built.encode(contract.TEXTS)
+    for i in range(len(contract.TEXTS)):
+        contract.same(a, i, b, i, 5e-3 if spec == "openvino:bf16" else 1e-6)
+
+
+def test_openvino_keeps_the_tolerance_of_float32(model: m3rt.M3, model_dir: Path) -> None:
+    a, b = (m.encode(contract.TEXTS) for m in (model, m3rt.load(model_dir, "openvino:fp32")))
+    for i in range(len(contract.TEXTS)):
+        contract.same(a, i, b, i, 1e-5)
+
+
+def batch_of(*lengths: int) -> Batch:
+    """Texts of any tokens."""
+    rows = [np.array([0, *range(5, 3 + length), 2], np.int32) for length in lengths]
+    return Batch(ragged(rows, np.int32), np.arange(len(lengths)), max(lengths))
+
+
 def test_a_head_not_asked_for_is_not_computed(model_dir: Path, tmp_path: Path) -> None:
     graph = artifact.read(model_dir).graph("packed")
 
-    def computed(heads: Heads) -> set[str]:
+    def rows_computed(heads: Heads) -> dict[str, int]:
+        """Rows of each linear layer's output, from ONNX Runtime's own profile."""
         options = ort.SessionOptions()
         options.enable_profiling = True
         options.profile_file_prefix = str(tmp_path / "profile")
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         session = ort.InferenceSession(graph, options)
-        engine = onnxruntime_engine.Packed(session, Limits(64, 64, pads=False), Heads.ALL)
-        tokens = ragged([np.array([0, 5, 6, 2], np.int32)], np.int32)
-        engine.run(Batch(tokens, np.array([0]), 4), heads)
+        limits = Limits(64, 64, pads=False)
+        engine = onnxruntime_engine.Packed("cpu:fp32", session, limits, Heads.ALL)
+        engine.run(batch_of(4, 6), heads)
         events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text())
-        return {event["name"] for event in events if event["cat"] == "Node"}
+        return {
+            event["name"]: next(iter(event["args"]["output_type_shape"][0].values()))[0]
+            for event in events
+            if event["cat"] == "Node" and event["args"].get("op_name") == "MatMul"
+        }
 
-    every = computed(Heads.ALL)
-    for head in Heads.ALL:
-        without = computed(Heads.ALL & ~head)
-        assert len(without) < len(every), head
-        assert without < every, head
+    every = rows_computed(Heads.ALL)
+    assert set(every.values()) == {10}
+    layers = {name: rows for name, rows in every.items() if "MatMul" in name}
+    none = {head: rows_computed(Heads.ALL & ~head) for head in (Heads.SPARSE, Heads.COLBERT)}
+    for rows in none.values():
+        (name,) = [name for name in rows if rows[name] != every[name]]
+        assert rows[name] == 0
+    # dense alone: the last layer's queries, output and feed-forward, for first tokens only
+    dense = rows_computed(Heads.DENSE)
+    assert sorted(dense.values()) == [0, 0, 2, 2, 2, 2, *[10] * (len(layers) - 6)]
+
+
+@pytest.mark.parametrize("spec", ["cpu:fp32", "openvino:bf16", "cpu:int8"])
+def test_a_head_not_asked_for_is_not_copied(spec: str, built_dir: Path) -> None:
+    engine = m3rt.load(built_dir, spec).engine
+    raw = engine.run(batch_of(4, 6), Heads.DENSE)
+    assert raw.dense is not None
+    assert raw.dense.shape == (2, 64)
+    assert (raw.weights, raw.colbert) == (None, None)
+
+
+def test_int8_has_to_be_built(model_dir: Path) -> None:
+    for spec in ("cpu:int8", "openvino:int8"):
+        engine, precision = spec.split(":")
+        with pytest.raises(
+            m3rt.ArtifactError,
+            match=f"not been built for {spec}; run: m3rt build .* --engine {engine} "
+            f"--precision {precision}",
+        ):
+            m3rt.load(model_dir, spec)
+
+
+def test_int8_is_refused_where_it_would_overflow(
+    built_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = processor.Cpu("an old one", 2, ("avx2", "avx512f"))
+    monkeypatch.setattr(processor, "read", lambda: old)
+    with pytest.raises(m3rt.UnavailableError, match="an old one adds in 16 bits"):
+        m3rt.load(built_dir, "cpu:int8")
+
+
+def test_auto_prefers_bf16_where_it_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ov, "precision", lambda name: "bf16")
+    assert str(engines.automatic()) == "openvino:bf16"
+    monkeypatch.setattr(ov, "precision", lambda name: "fp32")
+    assert str(engines.automatic()) == "cpu:fp32"
+    assert "no engine has fast bf16" in engines.automatic().why
+
+
+def test_openvino_alone_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime_engine, "probe", lambda name: Probe(name, False, "not there"))
+    monkeypatch.setattr(ov, "precision", lambda name: "fp32")
+    assert str(engines.automatic()) == "openvino:fp32"
+
+
+@pytest.mark.parametrize("spec", ["cpu:fp16", "openvino:", "cpu-padded:int8"])
+def test_unknown_precision(spec: str) -> None:
+    if spec.endswith(":"):
+        assert engines.choose(spec).precision in ("bf16", "fp32")
+        return
+    with pytest.raises(m3rt.InputError, match="has no precision"):
+        engines.choose(spec)
+
+
+def test_no_streams(model_dir: Path) -> None:
+    with pytest.raises(m3rt.InputError, match="streams is 0, expected at least 1"):
+        m3rt.load(model_dir, "cpu", streams=0)
+
+
+def test_an_idle_engine_does_not_spin(built_dir: Path) -> None:
+    for spec in ("cpu:fp32", "cpu:int8", "openvino:bf16"):
+        m3rt.load(built_dir, spec).encode(contract.TEXTS)
+        time.sleep(0.1)
+        before = time.process_time()
+        time.sleep(0.5)
+        assert time.process_time() - before < 0.2, spec
 
 
 def test_threads_share_one_model(model: m3rt.M3) -> None:
@@ -91,7 +213,7 @@ def test_results_stay_when_the_model_runs_again(model: m3rt.M3) -> None:
 
 
 def test_unknown_engine(model_dir: Path) -> None:
-    with pytest.raises(m3rt.InputError, match="no engine 'gpu'; there are auto, cpu, "):
+    with pytest.raises(m3rt.InputError, match="no engine 'gpu'; there are auto, openvino, cpu, "):
         m3rt.load(model_dir, "gpu")
 
 
@@ -108,13 +230,14 @@ def test_a_missing_package_names_the_command(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def absent(name: str) -> Any:
-        raise ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")
+        package = "openvino" if name.endswith("ov") else "onnxruntime"
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
     monkeypatch.setattr(engines, "import_module", absent)
     with pytest.raises(m3rt.UnavailableError, match=r"pip install 'm3rt\[cpu\]'"):
         m3rt.load(model_dir, "cpu")
     with pytest.raises(m3rt.UnavailableError, match="no engine can run here"):
-        m3rt.load(model_dir)
+        m3rt.load(model_dir, "auto")
 
 
 def test_a_truncated_graph_is_refused(model_dir: Path, tmp_path: Path) -> None:
@@ -122,7 +245,10 @@ def test_a_truncated_graph_is_refused(model_dir: Path, tmp_path: Path) -> None:
     graph = broken.graph("packed")
     os.truncate(graph, 1000)
     with pytest.raises(m3rt.ArtifactError, match="ONNX Runtime cannot open"):
-        onnxruntime_engine.load(broken, "cpu")
+        engines.load(broken, "cpu")
+    os.truncate(broken.graph("grouped"), 1000)
+    with pytest.raises(m3rt.ArtifactError, match="OpenVINO cannot open"):
+        engines.load(broken, "openvino")
 
 
 def test_ids_beyond_the_vocabulary_are_an_engine_error(model: m3rt.M3) -> None:

@@ -56,7 +56,11 @@ def test_the_directory_is_complete(model_dir: Path, checkpoint: Path) -> None:
     assert there == {*manifest.files, artifact.MANIFEST}
     assert manifest.files == {name: described(model_dir / name) for name in manifest.files}
     assert {"config.json", "tokenizer.json", "tokenizer_config.json"} < there
-    assert manifest.graphs == {"portable": "model.onnx", "packed": "packed.onnx"}
+    assert manifest.graphs == {
+        "portable": "model.onnx",
+        "packed": "packed.onnx",
+        "grouped": "grouped.onnx",
+    }
     config = json.loads((checkpoint / "config.json").read_text())
     assert manifest.architecture == "xlm-roberta"
     assert manifest.heads == ("dense", "sparse", "colbert")
@@ -77,7 +81,7 @@ def described(file: Path) -> File:
 def test_the_figures_of_the_gate_are_kept(model_dir: Path) -> None:
     figures = artifact.read(model_dir).manifest.parity
     assert figures["ok"] is True
-    assert figures["engine"] == "cpu"
+    assert figures["engine"] == "cpu:fp32"
     assert figures["longest"] == 8192
     assert figures["texts"] > len(samples.sentences()) > 60
     assert figures["tolerances"] == dataclasses.asdict(parity.Tolerances())
@@ -123,15 +127,15 @@ def shape(value: onnx.ValueInfoProto) -> list[str | int]:
     return [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
 
 
-def test_both_graphs_share_one_file_of_weights(model_dir: Path) -> None:
+def test_all_graphs_share_one_file_of_weights(model_dir: Path) -> None:
     places = {}
-    for name in ("model.onnx", "packed.onnx"):
+    for name in ("model.onnx", "packed.onnx", "grouped.onnx"):
         graph = onnx.load(model_dir / name, load_external_data=False).graph
         large = [tensor for tensor in graph.initializer if tensor.external_data]
         assert sum(len(t.raw_data) for t in graph.initializer) < 100_000  # small ones stay inside
         places[name] = {t.name: {e.key: e.value for e in t.external_data} for t in large}
         assert {place["location"] for place in places[name].values()} == {"model.onnx.data"}
-    assert places["packed.onnx"] == places["model.onnx"]
+    assert places["grouped.onnx"] == places["packed.onnx"] == places["model.onnx"]
     written = sum(int(place["length"]) for place in places["model.onnx"].values())
     assert 0.98 < written / (model_dir / "model.onnx.data").stat().st_size <= 1
     assert len(list(model_dir.glob("*.data"))) == 1
@@ -152,7 +156,7 @@ def test_a_checkpoint_of_another_shape(odd_model_dir: Path) -> None:
     manifest = artifact.read(odd_model_dir).manifest
     assert (manifest.hidden, manifest.colbert_dim, manifest.layers) == (48, 20, 3)
     assert (manifest.max_length, manifest.parity["longest"]) == (512, 512)
-    found = m3rt.load(odd_model_dir).encode(TEXTS)
+    found = m3rt.load(odd_model_dir, "cpu").encode(TEXTS)
     assert found.colbert is not None
     assert {rows.shape[1] for rows in found.colbert} == {20}
 
@@ -193,11 +197,11 @@ def test_tensors_that_are_equal(checkpoint: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("heads", [Heads.SPARSE, Heads.DENSE | Heads.COLBERT])
 def test_some_heads(heads: Heads, checkpoint: Path, model: m3rt.M3, tmp_path: Path) -> None:
     recipe = dataclasses.replace(SHORT, heads=heads)
-    some = m3rt.load(export.run(str(checkpoint), tmp_path / "out", recipe).path)
+    some = m3rt.load(export.run(str(checkpoint), tmp_path / "out", recipe).path, "cpu")
     assert some.heads == heads
     found, expected = some.encode(TEXTS), model.encode(TEXTS, heads, max_length=64)
     for i in range(len(TEXTS)):
-        contract.same(found, i, expected, i, 0)
+        contract.same(found, i, expected, i, 1e-6)
 
 
 # Dense alone
@@ -213,7 +217,7 @@ def test_a_checkpoint_without_head_files(checkpoint: Path, model: m3rt.M3, tmp_p
     assert not out.exists()
     made = export.run(str(bare), out, Recipe(Heads.DENSE, max_length=64))
     assert (made.manifest.heads, made.manifest.colbert_dim) == (("dense",), None)
-    small = m3rt.load(out)
+    small = m3rt.load(out, "cpu")
     texts = [text[:40] for text in TEXTS]
     found = small.encode(texts)
     assert (found.sparse, found.colbert) == (None, None)
@@ -289,7 +293,7 @@ def test_a_bert_with_mean_pooling_equals_sentence_transformers(
     assert (manifest.architecture, manifest.pooling) == ("bert", "mean")
     assert (manifest.max_length, manifest.pad_id) == (96, 0)
     reference = SentenceTransformer(str(sentence_encoder), device="cpu").encode(list(TEXTS))
-    found = m3rt.load(made.path)
+    found = m3rt.load(made.path, "cpu")
     packed = found.encode(TEXTS).dense
     assert cosines(packed, reference).min() > 1 - 1e-6
     tokens = found.tokenize(TEXTS)
@@ -421,7 +425,7 @@ def test_verify_against_other_weights(short_dir: Path, checkpoint: Path, tmp_pat
     other = Path(shutil.copytree(checkpoint, tmp_path / "other"))
     head = torch.load(other / "sparse_linear.pt", weights_only=True)
     torch.save(head | {"bias": head["bias"] + 1e-4}, other / "sparse_linear.pt")
-    code, found = verify(short_dir, "--against", other)
+    code, found = verify(short_dir, "--against", other, "--engine", "cpu")
     assert code == ParityError.exit_code
     assert found["parity"]["sparse"]["weight_error_max"] > 5e-5
     assert found["parity"]["dense"]["cosine_min"] > 0.999999

@@ -39,6 +39,7 @@ class Recorded:
     states: Mapping[tuple[int, ...], torch.Tensor]  # ids to (1, t, 1024)
     heads: model.M3
     limits: Limits
+    name: str = "recorded:fp32"
 
     @torch.no_grad()
     def run(self, batch: Batch, heads: Heads) -> Raw:

@@ -130,6 +130,7 @@ class Tabled:
 
     limits: Limits
     network: Network
+    name: str = "tabled:fp32"
 
     def run(self, batch: Batch, heads: Heads) -> Raw:
         texts = np.split(batch.tokens.values, batch.tokens.starts[1:-1])

@@ -20,6 +20,8 @@ LENGTH = 8192
 class TorchEngine:
     """Runs a checkpoint directory."""
 
+    name = "torch:fp32"
+
     def __init__(self, checkpoint: Path) -> None:
         self._encoder = XLMRobertaModel.from_pretrained(checkpoint, add_pooling_layer=False).eval()
         self._sparse = torch.load(checkpoint / "sparse_linear.pt", weights_only=True)
