@@ -7,6 +7,8 @@ the sites that the sweep finds to cost the most.
 
 from __future__ import annotations
 
+import hashlib
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +18,18 @@ import numpy as np
 import onnx_ir as ir
 from rich.progress import Progress
 
+from m3rt import __version__
 from m3rt.artifact import Artifact
 from m3rt.export import calibrate, sensitivity
 from m3rt.export.passes import UnexpectedGraphError, operand
-from m3rt.export.scales import Scale, fit, quantized
+from m3rt.export.scales import ALPHAS, CLIPS, UNEVEN, WORTH, Scale, fit, quantized
 from m3rt.types import Floats, Ragged
 
 LENGTH = 1024  # tokens of a calibration text that are looked at
 SWEEP_TOKENS = 256
 KEPT = 4  # sites left in higher precision at the most
 OUTSIZED = 5.0  # times the mean harm of a site, above which it is worth its time and space
+RECIPE = "int8-recipe.npz"
 WORDS = "embeddings.word_embeddings.weight"
 POSITIONS = "embeddings.position_embeddings.weight"
 FLOAT = ir.DataType.FLOAT
@@ -40,6 +44,45 @@ class Recipe:
     harm: Mapping[str, float]  # by site, what its rounding alone does; see sensitivity
     texts: int
     tokens: int
+
+    def save(self, path: Path, key: str) -> None:
+        """Keep it for the next engine; ``key`` says of what weights and texts it is."""
+        arrays: dict[str, Any] = {"key": key, "sites": list(self.scales), "kept": list(self.kept)}
+        arrays |= {"texts": self.texts, "tokens": self.tokens}
+        arrays["harm"] = [self.harm[name] for name in self.scales]
+        for field in ("step", "zero", "error"):
+            arrays[field] = np.array([getattr(scale, field) for scale in self.scales.values()])
+        for name, scale in self.scales.items():
+            if scale.smooth is not None:
+                arrays[f"smooth {name}"] = scale.smooth
+        np.savez(path, **arrays)
+
+    @classmethod
+    def read(cls, path: Path, key: str) -> Recipe | None:
+        """Read what save wrote; None if it is not there, not whole, or of other weights."""
+        try:
+            with np.load(path) as file:
+                if str(file["key"]) != key:
+                    return None
+                names = [str(name) for name in file["sites"]]
+                scales = {
+                    name: Scale(
+                        file["step"][i],
+                        file["zero"][i],
+                        file.get(f"smooth {name}"),
+                        float(file["error"][i]),
+                    )
+                    for i, name in enumerate(names)
+                }
+                return cls(
+                    scales,
+                    tuple(str(name) for name in file["kept"]),
+                    dict(zip(names, file["harm"].tolist(), strict=True)),
+                    int(file["texts"]),
+                    int(file["tokens"]),
+                )
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return None
 
     def summary(self) -> dict[str, Any]:
         """Return what the manifest keeps of it."""
@@ -56,7 +99,12 @@ class Recipe:
 
 
 def run(
-    artifact: Artifact, form: str, ids: Ragged[np.int32], out: Path, bars: Progress
+    artifact: Artifact,
+    form: str,
+    ids: Ragged[np.int32],
+    out: Path,
+    keep: Path,
+    bars: Progress,
 ) -> tuple[Path, dict[str, Any]]:
     """Write the int8 graph of a model, in the form of one engine.
 
@@ -65,12 +113,15 @@ def run(
         form: packed (ONNX Runtime) or grouped (OpenVINO).
         ids: calibration texts; the first 1024 tokens of each are looked at.
         out: directory for ``cpu-int8.onnx`` or ``openvino-int8.onnx``, and its weights.
+        keep: where the recipe is kept for other engines, and found if it is there.
         bars: gets the bars.
 
     Returns:
         The graph, and the summary of what was done.
     """
-    plan = decide(artifact, ids, bars)
+    key = key_of(artifact, ids)
+    plan = Recipe.read(artifact.path / RECIPE, key) or decide(artifact, ids, bars)
+    plan.save(keep / RECIPE, key)
     model = ir.load(artifact.graph(form))
     task = bars.add_task("quantise", total=len(plan.scales))
     rewrite(model, form, plan, lambda: bars.advance(task))
@@ -78,6 +129,17 @@ def run(
     path = out / f"{name}.onnx"
     ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
     return path, plan.summary()
+
+
+def key_of(artifact: Artifact, ids: Ragged[np.int32]) -> str:
+    """Return what a recipe depends on, as a hash: weights, texts, and how it is found."""
+    digest = hashlib.sha256(
+        f"{__version__} {OUTSIZED} {KEPT} {UNEVEN} {WORTH} {CLIPS} {ALPHAS}".encode()
+    )
+    for file in ("model.onnx.data", artifact.manifest.graphs["packed"]):
+        digest.update(artifact.manifest.files[file].sha256.encode())
+    digest.update(ids.values.tobytes() + ids.starts.tobytes())
+    return digest.hexdigest()
 
 
 def decide(artifact: Artifact, ids: Ragged[np.int32], bars: Progress) -> Recipe:

@@ -18,7 +18,9 @@ from m3rt.export.calibrate import Observed
 from m3rt.types import Floats
 
 ALPHAS = (0.5, 0.65, 0.8)  # of SmoothQuant: how much of the range moves into the weight
-WORTH = 0.8  # smoothing costs a multiplication, so it has to bring the error down to this share
+# smoothing costs a multiplication for each value: it is for sites where a channel reaches so many
+# times further than the middle one, and has to bring the error down to this share of what it was
+UNEVEN, WORTH = 4.0, 0.8
 CLIPS = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)  # of the observed range
 LEVELS = 255  # of uint8, beside zero
 WEIGHT_LEVELS = 127  # of int8, on either side of zero
@@ -49,8 +51,12 @@ def fit(seen: Observed, weight: Floats) -> Scale:
         weight: (k, n) of all layers that read it, side by side.
     """
     exact = seen.sample @ weight
-    scales = [measured(seen, weight, exact, smooth) for smooth in (None, *factors(seen, weight))]
-    plain, best = scales[0], min(scales, key=lambda scale: scale.error)
+    plain = measured(seen, weight, exact, None)
+    reach = np.maximum(-seen.low, seen.high)
+    if reach.max() <= UNEVEN * np.median(reach):
+        return plain
+    smoothed = [measured(seen, weight, exact, smooth) for smooth in factors(seen, weight)]
+    best = min(smoothed, key=lambda scale: scale.error)
     return best if best.error < WORTH * plain.error else plain
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from m3rt import artifact, engines
@@ -30,5 +31,8 @@ def load(path: str | Path, engine: str = "auto", *, streams: int = 1) -> M3:
 
 def start(model: Artifact, engine: str, streams: int = 1) -> M3:
     """Start an engine on a model directory that is open; see load."""
-    tokenizer = Tokenizer.from_file(model.path / "tokenizer.json")
-    return M3(model.manifest, tokenizer, engines.load(model, engine, streams))
+    with ThreadPoolExecutor(1, "m3rt") as pool:
+        # both take a second or so, and one does not wait for the other
+        loading = pool.submit(engines.load, model, engine, streams)
+        tokenizer = Tokenizer.from_file(model.path / "tokenizer.json")
+        return M3(model.manifest, tokenizer, loading.result())

@@ -108,7 +108,7 @@ def write(
             if calibration is None:
                 calibration = Reference.read(made.path / parity.REFERENCE).ids
             form = engines.form(choice)
-            graph, recipe = quantize.run(made, form, calibration, Path(folder), bars)
+            graph, recipe = quantize.run(made, form, calibration, Path(folder), part, bars)
         task = bars.add_task(f"build {choice}", total=None)
         recipe |= engines.build(made, choice, graph, part)
         bars.update(task, total=1, completed=1)

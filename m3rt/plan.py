@@ -22,5 +22,8 @@ def batches(tokens: Ragged[np.int32], limits: Limits) -> Iterator[Batch]:
         width = next((w for w in limits.widths if w >= longest), longest)
         cost = np.full(len(order), width) if limits.pads else lengths[order]
         count = max(1, int(np.searchsorted(np.cumsum(cost), limits.max_tokens, side="right")))
+        # texts get shorter, so once the rectangle is too empty it stays so
+        places = width * np.arange(1, count + 1)
+        count = max(1, int((places <= limits.slack * np.cumsum(lengths[order[:count]])).sum()))
         rows, order = order[:count], order[count:]
         yield Batch(tokens.take(rows), rows, width)

@@ -7,6 +7,7 @@ BGE-M3), d the ColBERT width (1024 for BGE-M3). All arrays are numpy; float32 un
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -136,6 +137,7 @@ class Limits:
     max_length: int  # of one text
     pads: bool  # the engine computes on rectangles: a batch costs n * width
     widths: tuple[int, ...] = ()  # ascending; the widths an engine was built for, () for any
+    slack: float = math.inf  # places of the rectangle around a batch, for each of its tokens
     parallel: int = 1  # batches that run at once; with more than one, each has fewer cores
 
 

@@ -19,8 +19,8 @@ from tests.conftest import ROOT, copied
 
 FILES = {
     "openvino:bf16": ("openvino-bf16.bin", "openvino-bf16.xml"),
-    "openvino:int8": ("openvino-int8.bin", "openvino-int8.xml"),
-    "cpu:int8": ("cpu-int8.onnx", "cpu-int8.onnx.data"),
+    "openvino:int8": ("int8-recipe.npz", "openvino-int8.bin", "openvino-int8.xml"),
+    "cpu:int8": ("cpu-int8.onnx", "cpu-int8.onnx.data", "int8-recipe.npz"),
 }
 
 

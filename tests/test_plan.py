@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 from hypothesis import given, settings
@@ -21,6 +22,7 @@ limits = st.builds(
     max_length=st.just(64),
     pads=st.booleans(),
     widths=widths,
+    slack=st.sampled_from([math.inf, 2.0, 1.2, 1.0]),
 )
 stable = settings(derandomize=True, deadline=None)
 
@@ -56,7 +58,18 @@ def test_batches_are_full_and_within_the_limit(request: Ragged[np.int32], limits
         assert cost(batch, limits) <= limits.max_tokens or len(batch.rows) == 1
     for batch, after in itertools.pairwise(found):
         one_more = batch.width if limits.pads else len(after.tokens[0])
-        assert cost(batch, limits) + one_more > limits.max_tokens
+        too_many = cost(batch, limits) + one_more > limits.max_tokens
+        tokens = len(batch.tokens.values) + len(after.tokens[0])
+        too_empty = (len(batch.rows) + 1) * batch.width > limits.slack * tokens
+        assert too_many or too_empty
+
+
+@stable
+@given(requests, limits)
+def test_rectangles_are_as_full_as_they_must_be(request: Ragged[np.int32], limits: Limits) -> None:
+    for batch in batches(request, limits):
+        places = len(batch.rows) * batch.width
+        assert places <= limits.slack * len(batch.tokens.values) or len(batch.rows) == 1
 
 
 @stable

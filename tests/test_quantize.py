@@ -183,3 +183,34 @@ def test_a_calibration_of_ones_own(model_dir: Path, tmp_path: Path) -> None:
     recipe = made.manifest.builds["cpu:int8"].recipe
     assert recipe["calibration"] == {"texts": 3, "tokens": 15}
     assert json.loads(artifact.dump(made.manifest))["builds"]["cpu:int8"]["recipe"] == recipe
+
+
+def test_the_recipe_serves_every_engine(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = copied(model_dir, tmp_path / "mine").path
+    first = build.run(mine, "cpu:int8")[1].manifest
+    recipe = mine / quantize.RECIPE
+
+    def again(*_: object) -> None:
+        raise AssertionError("calibrated again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(quantize, "decide", again)
+        second = build.run(mine, "openvino:int8")[1].manifest
+        assert second.files[recipe.name] == first.files[recipe.name]
+        assert second.builds["cpu:int8"] == first.builds["cpu:int8"]
+        left, right = (second.builds[spec].recipe for spec in ("cpu:int8", "openvino:int8"))
+        assert {**left, "storage": "int8"} == right
+        other = ragged([np.array([0, 9, 2], np.int32)], np.int32)
+        with pytest.raises(AssertionError, match="calibrated again"):
+            build.run(mine, "cpu:int8", other, force=True)
+    made = artifact.Artifact(mine, second)
+    key = quantize.key_of(made, reference_ids(mine))
+    read = quantize.Recipe.read(recipe, key)
+    assert read is not None
+    assert read.summary() == left
+    assert quantize.Recipe.read(recipe, "another") is None
+    recipe.write_bytes(recipe.read_bytes()[:100])
+    assert quantize.Recipe.read(recipe, key) is None
+    assert quantize.Recipe.read(tmp_path / "none", key) is None
