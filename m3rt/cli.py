@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -16,10 +17,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from m3rt import api, artifact, engines, formats, options, parity, records, render
-from m3rt.errors import M3Error, ParityError, UnavailableError
+from m3rt import api, artifact, formats, options, parity, records, render
+from m3rt import build as prepare
+from m3rt.errors import EngineError, M3Error, ParityError, UnavailableError
 from m3rt.formats import Format
-from m3rt.options import Engine, HeadsOption, InputFormat, Json, Model, OnLong, Pooling
+from m3rt.options import (
+    Engine,
+    Engines,
+    HeadsOption,
+    InputFormat,
+    Json,
+    Lengths,
+    Mixes,
+    Model,
+    OnLong,
+    Pooling,
+)
 from m3rt.types import Heads
 
 BROKEN_PIPE = 141  # as a shell reports a program that SIGPIPE ended
@@ -73,6 +86,9 @@ def export(
     revision: Annotated[str | None, typer.Option(help="Commit or tag of a hub id.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Most tokens of a text.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model directory.")] = False,
+    builds: Annotated[
+        list[str] | None, typer.Option("--build", help="Build for an engine, too: cpu:int8.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Turn a checkpoint into a model directory, and check it against the checkpoint."""
@@ -81,10 +97,43 @@ def export(
     recipe = Recipe(heads, pooling.value if pooling else None, revision, max_length)
     with differing(out, as_json), render.progress() as bar:
         made = run(checkpoint, out, recipe, force, bar)
+        for spec in builds or []:
+            _, made = prepare.run(out, spec, progress=bar)
     if as_json:
         render.show_json(render.described(made))
     else:
         render.show(render.parity(made.manifest.parity))
+
+
+@app.command()
+def build(
+    model: Model,
+    engine: Engine = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or int8; default: the engine's best.")
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="For int8: texts like those to embed, one a line, or JSONL."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build again what is built.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Prepare a model directory for an engine: quantised weights, files that open fast."""
+    with differing(model, as_json), render.progress() as bar:
+        ids = None if calibration is None else options.token_ids(model, calibration)
+        spec = f"{engine}:{precision}" if precision else engine
+        choice, made = prepare.run(model, spec, ids, force, bar)
+    done = made.manifest.builds.get(str(choice))
+    if as_json:
+        render.show_json(
+            {"path": str(model), "built": str(choice) if done else None}
+            | ({} if done is None else asdict(done))
+        )
+    elif done is None:
+        render.say(f"{choice} has nothing to prepare: it runs {model} as it is")
+    else:
+        render.show(render.parity(done.parity))
 
 
 @app.command()
@@ -133,17 +182,16 @@ def show_parity(model: Path, figures: Any, as_json: bool) -> None:
 @app.command()
 def inspect(model: Model, as_json: Json = False) -> None:
     """Show what a model directory holds, and which engine would run it."""
+    from m3rt.doctor import automatic
+
     found = artifact.read(model)
-    try:
-        chosen = engines.probe(engines.automatic())
-        name, detail = chosen.engine, chosen.detail
-    except UnavailableError as error:
-        name, detail = None, str(error)
+    name, why = automatic()
+    if name and name not in found.manifest.builds and not name.startswith("cpu"):
+        why += "; not built, so it starts slowly: run m3rt build"
     if as_json:
-        choice = {"engine": {"auto": name, "detail": detail}}
-        render.show_json(render.described(found) | choice)
+        render.show_json(render.described(found) | {"engine": {"auto": name, "detail": why}})
     else:
-        render.show(*render.inspected(found, f"auto is {name}: {detail}" if name else detail))
+        render.show(*render.inspected(found, f"auto is {name}: {why}" if name else why))
 
 
 @app.command()
@@ -227,6 +275,57 @@ def encode(
         render.say_json(done | {"seconds": round(time.monotonic() - began, 3)})
     elif done["truncated"]:
         render.say(f"{done['truncated']} of {done['texts']} texts were too long and are truncated")
+
+
+@app.command()
+def bench(
+    model: Model,
+    engine: Engines = None,
+    mix: Mixes = None,
+    heads: HeadsOption = None,
+    lengths: Lengths = "16,128,512",
+    rounds: Annotated[int, typer.Option(min=1, help="Times each mix is encoded.")] = 3,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="Time for an engine: what is over is measured less often.")
+    ] = 180,
+    streams: Annotated[int, typer.Option(min=1, help="Batches that run at once.")] = 1,
+    compare: Annotated[Path | None, typer.Option(help="An earlier --output.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Report to write.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure engines on this machine: speed, latency, memory, accuracy. See docs/bench.md."""
+    from m3rt import comparison, report, tables
+    from m3rt.bench import run
+    from m3rt.result import Settings, document
+
+    found = artifact.read(model)
+    names = (heads or found.manifest.head_flags).names
+    settings = Settings(names, options.parse_lengths(lengths), rounds, seconds, streams)
+    before = comparison.read(compare) if compare else None
+    with contextlib.ExitStack() as stack:
+        # opened first: what cannot be written is refused before the time is spent
+        to_json, to_html = (
+            stack.enter_context(formats.sink(path, Format.JSONL)) if path else None
+            for path in (output, html)
+        )
+        say = stack.enter_context(render.steps())
+        result = run(found, engine or ["auto"], mix or ["mixed"], settings, say)
+        kept = document(result)
+        compared = comparison.compare(str(compare), before, kept) if before else None
+        kept["comparison"] = asdict(compared) if compared else None
+        if to_json:
+            to_json.write(json.dumps(kept, indent=2).encode())
+        if to_html:
+            to_html.write(report.page(result, compared).encode())
+    if as_json:
+        render.show_json(kept)
+    else:
+        shown = map(render.sheet, tables.sheets(result, compared))
+        render.show(render.facts(tables.about(result)), *shown)
+    if not any(one.mixes for one in result.engines):
+        reasons = "; ".join(f"{one.engine}: {one.error}" for one in result.engines)
+        raise EngineError(f"no engine was measured: {reasons}")
 
 
 def main() -> None:

@@ -144,11 +144,6 @@ Mixes = Annotated[
     ),
 ]
 Lengths = Annotated[
-    tuple[int, ...] | None,
-    typer.Option(
-        parser=parse_lengths,
-        metavar="TOKENS",
-        help="Lengths of the texts whose latency is measured, joined by commas.",
-        show_default="16,128,512",
-    ),
+    str,
+    typer.Option(help="Tokens of the texts whose latency is measured, joined by commas."),
 ]

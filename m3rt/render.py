@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -18,6 +19,7 @@ from m3rt.types import Heads
 
 if TYPE_CHECKING:
     from m3rt.doctor import Report
+    from m3rt.tables import Sheet
 
 # markup off: brackets, as in m3rt[cpu], are not rich's
 PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
@@ -69,6 +71,14 @@ def progress(shown: bool = True) -> Progress:
     )
 
 
+@contextlib.contextmanager
+def steps() -> Iterator[Callable[[str], None]]:
+    """Give the function that tells what is being done, where its end is not known."""
+    with progress() as bar:
+        task = bar.add_task("", total=None)
+        yield lambda step: bar.update(task, description=step)
+
+
 def facts(rows: Iterable[tuple[str, object]]) -> Table:
     """Return names and values; a value that is None or empty is left out."""
     table = Table.grid(padding=(0, 2))
@@ -85,6 +95,16 @@ def titled(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, overflow="fold")
+    return table
+
+
+def sheet(found: Sheet) -> Table:
+    """Return a table of a benchmark."""
+    table = titled(found.title)
+    for name, number in zip(found.columns, found.numbers, strict=True):
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
+    for row in found.rows:
+        table.add_row(*row)
     return table
 
 
@@ -144,7 +164,22 @@ def inspected(artifact: Artifact, engine: str) -> list[Table]:
     files = titled("files", "name", "size", "sha256")
     for name, file in manifest.files.items():
         files.add_row(name, decimal(file.bytes), file.sha256[:12])
-    return [about, files, *([parity(manifest.parity)] if manifest.parity else [])]
+    builds = titled("builds", "engine", "size", "dense cosine", "ColBERT cosine", "sparse top 10")
+    for name, build in manifest.builds.items():
+        size = sum(manifest.files[file].bytes for file in build.files)
+        builds.add_row(name, decimal(size), *map(figure, worst(build.parity)))
+    tables = [about, files]
+    if manifest.builds:
+        tables.append(builds)
+    if manifest.parity:
+        tables.append(parity(manifest.parity))
+    return tables
+
+
+def worst(figures: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the one figure of each head that says most; "" for a head there is not."""
+    named = (("dense", "cosine_min"), ("colbert", "cosine_min"), ("sparse", "top10_equal"))
+    return tuple(figures.get(head, {}).get(name, "") for head, name in named)
 
 
 def examined(report: Report) -> list[Table]:
@@ -164,4 +199,5 @@ def examined(report: Report) -> list[Table]:
     engines = titled("engines", "name", "can run", "detail")
     for probe in report.engines:
         engines.add_row(probe.engine, "yes" if probe.ready else "no", probe.detail)
-    return [machine, packages, engines]
+    auto = facts([("auto", f"{report.auto}: {report.why}" if report.auto else report.why)])
+    return [machine, packages, engines, auto]

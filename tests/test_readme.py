@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import foundation
+from benchmarks import footprint
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -23,5 +23,5 @@ def test_the_example_runs(model_dir: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_its_figures_are_those_of_the_committed_result() -> None:
-    result = json.loads((RESULTS / "foundation.json").read_text("utf-8"))
-    assert foundation.markdown(result) in (ROOT / "README.md").read_text("utf-8")
+    result = json.loads((RESULTS / "footprint.json").read_text("utf-8"))
+    assert footprint.markdown(result) in (ROOT / "README.md").read_text("utf-8")

@@ -1,0 +1,190 @@
+"""The worker's end of the protocol: load a runtime, then answer requests, a line of JSON each.
+
+    python -m benchmarks.peers.FAMILY --model DIR --files DIR --data DIR --texts JSON
+                                      --options JSON [--prepare]
+
+It says ``{"ready": seconds of loading, "versions": {...}}``, then answers on standard output
+
+    {"do": "encode", "batch": 8}           with {"seconds": ...}: all texts, every head it has
+    {"do": "save", "path": "out.npz"}      with {}: what the last encode gave
+    {"do": "latency", "text": ..., "n": 5} with {"seconds": [...]}: the text alone, n times
+
+until its input ends; ``{"error": ...}`` stands for an answer that could not be given. Each answer
+holds ``peak``, the most memory that the process has had so far, in bytes. With --prepare it makes
+the files its library needs of the model, and ends. It runs in an environment that has the
+library, not m3rt: it imports numpy and the standard library alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is to run."""
+
+    model: Path  # a checkpoint, or what m3rt exported: as the contender says
+    files: Path  # a folder of its own, kept between runs
+    data: Path  # the shared data, for what a checkpoint has not
+    options: Mapping[str, Any]  # the contender's
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a runtime gives for n texts; None for a head that it does not have."""
+
+    dense: Floats | None  # (n, h)
+    sparse: Sequence[Mapping[int, float]] | None = None  # token id to weight
+    colbert: Sequence[Floats] | None = None  # one row per token but the first
+
+
+class Peer(Protocol):
+    """A loaded runtime."""
+
+    def encode(self, texts: list[str], batch: int | None) -> Any:
+        """Embed texts as a user of the library would; this is what is timed."""
+        ...
+
+    def outputs(self, found: Any) -> Outputs:
+        """Give what encode returned the form of the comparison; not timed."""
+        ...
+
+
+def serve(
+    load: Callable[[Job], Peer],
+    packages: Sequence[str] = (),
+    prepare: Callable[[Job], None] | None = None,
+) -> None:
+    """Be the worker of this process.
+
+    Args:
+        load: opens the model.
+        packages: those whose versions to report, if they are there.
+        prepare: makes the files that load needs, in ``Job.files``.
+    """
+    parser = argparse.ArgumentParser()
+    for name in ("model", "files", "data", "texts"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--options", type=json.loads, default={})
+    parser.add_argument("--prepare", action="store_true")
+    arguments = parser.parse_args()
+    job = Job(arguments.model, arguments.files, arguments.data, arguments.options)
+    # what libraries print would garble the answers: they get standard error
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    if arguments.prepare:
+        if prepare:
+            job.files.mkdir(parents=True, exist_ok=True)
+            prepare(job)
+        return
+    texts: list[str] = json.loads(arguments.texts.read_text("utf-8"))
+
+    def answer(**values: Any) -> None:
+        answers.write(json.dumps(values | {"peak": peak_memory()}) + "\n")
+        answers.flush()
+
+    try:
+        before = time.perf_counter()
+        peer = load(job)
+        spent = time.perf_counter() - before
+        # kernels are chosen, threads started and memory taken at the first texts of a kind
+        peer.encode(by_length(texts)[:: max(1, len(texts) // 4)], 1)
+    except Exception as error:  # whatever a library may raise
+        answer(error=f"{type(error).__name__}: {error}")
+        return
+    answer(ready=spent, versions=versions(packages))
+    found: Any = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if request["do"] == "encode":
+                before = time.perf_counter()
+                found = peer.encode(texts, request["batch"])
+                answer(seconds=time.perf_counter() - before)
+            elif request["do"] == "latency":
+                answer(seconds=latency(peer, request["text"], request["n"]))
+            elif request["do"] == "save":
+                save(Path(request["path"]), peer.outputs(found))
+                answer()
+        except Exception as error:
+            answer(error=f"{type(error).__name__}: {error}")
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Return the versions of those that are installed."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def latency(peer: Peer, text: str, n: int) -> list[float]:
+    """Return the seconds of each of n calls with one text, after one that does not count."""
+    peer.encode([text], 1)
+    seconds = []
+    for _ in range(n):
+        before = time.perf_counter()
+        peer.encode([text], 1)
+        seconds.append(time.perf_counter() - before)
+    return seconds
+
+
+def save(path: Path, outputs: Outputs) -> None:
+    """Write outputs as arrays, those of rows of unequal length end to end with their starts."""
+    arrays: dict[str, NDArray[Any]] = {}
+    if outputs.dense is not None:
+        arrays["dense"] = np.asarray(outputs.dense, np.float32)
+    if outputs.sparse is not None:
+        rows = [sorted(row.items()) for row in outputs.sparse]
+        arrays["sparse_ids"] = np.array([key for row in rows for key, _ in row], np.int32)
+        arrays["sparse_weights"] = np.array([value for row in rows for _, value in row], np.float32)
+        arrays["sparse_starts"] = starts([len(row) for row in rows])
+    if outputs.colbert is not None:
+        arrays["colbert"] = np.concatenate(list(outputs.colbert)).astype(np.float32, copy=False)
+        arrays["colbert_starts"] = starts([len(row) for row in outputs.colbert])
+    np.savez(path, **arrays)  # type: ignore[arg-type] # numpy's stub takes allow_pickle: bool
+
+
+def starts(lengths: Sequence[int]) -> NDArray[np.int64]:
+    """Return where each row starts, and where the last one ends: (n,) becomes (n + 1,)."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def by_length(texts: Sequence[str]) -> list[str]:
+    """Return texts longest first."""
+    return sorted(texts, key=len, reverse=True)
+
+
+def lexical(ids: Ints, weights: Floats, unscored: frozenset[int]) -> dict[int, float]:
+    """Merge the weights (t,) of a text's tokens: the largest of each id, special ones left out."""
+    found: dict[int, float] = {}
+    for key, weight in zip(ids.tolist(), weights.tolist(), strict=True):
+        if key not in unscored and weight > found.get(key, 0.0):
+            found[key] = weight
+    return found
+
+
+def peak_memory() -> int:
+    """Return the peak resident memory of this process, in bytes; Linux says so in KiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    return 0
