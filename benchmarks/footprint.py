@@ -63,8 +63,8 @@ def footprint(model: Path, spec: str, rounds: int) -> dict[str, Any]:
     entry = manifest.builds.get(spec)
     names = entry.files if entry else ("model.onnx.data", manifest.graphs["packed"])
     return {
-        "first_vector_seconds": [round(start["first_vector_seconds"], 2) for start in starts],
         **measured(model, spec, "long"),
+        "first_vector_seconds": [round(start["first_vector_seconds"], 2) for start in starts],
         "disk_bytes": sum(manifest.files[name].bytes for name in names),
         "parity": dict(entry.parity if entry else manifest.parity),
     }
