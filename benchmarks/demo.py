@@ -115,7 +115,7 @@ def main(
         console.print(search(query, row, scores))
     if not checkpoint:
         console.print(
-            "These weights are random: the vectors are exactly the checkpoint's, but the ranking "
+            "These weights are random: the vectors are the checkpoint's, but the ranking "
             "knows shared tokens only.\nWith the real ones: make demo CHECKPOINT=BAAI/bge-m3"
         )
 

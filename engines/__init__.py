@@ -130,9 +130,9 @@ def choose(spec: str) -> Choice:
 def automatic() -> Choice:
     """Return what ``auto`` stands for on this machine: the fastest near-lossless choice.
 
-    OpenVINO's bf16 where the processor multiplies bf16 (measured: at least twice any float32
-    engine), else float32 on ONNX Runtime (measured: no slower than OpenVINO's, and exact). int8
-    is faster still and changes results, so it is only taken when asked for.
+    OpenVINO's bf16 where the processor multiplies bf16 (twice the speed of float32 in
+    benchmarks/results/race.json), else float32 on ONNX Runtime, where a text's result does not
+    depend on its batch in any bit. int8 is faster still, but changes results: only when asked for.
 
     Raises:
         UnavailableError: no engine can run.

@@ -27,7 +27,7 @@ TOKENS = 512
 SLACK = 1.5
 
 # OpenVINO prepares its kernels anew for each number of rows that it has not seen; whole multiples
-# of this keep such numbers few. Measured: 10 % of the time of new shapes, 2 % with it.
+# of this keep such numbers few, and a query short. See benchmarks/choices.py.
 ROWS = 16
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -37,6 +38,7 @@ from m3rt.types import Heads
 
 BROKEN_PIPE = 141  # as a shell reports a program that SIGPIPE ended
 TERMINATED = 143  # the same for SIGTERM
+STOPPING = threading.Event()
 
 
 class Commands(TyperGroup):
@@ -51,6 +53,8 @@ class Commands(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(BROKEN_PIPE) from None
         except (M3Error, OSError) as error:
+            if STOPPING.is_set():  # in the midst of a library that turned it into its own error
+                raise typer.Exit(TERMINATED) from error
             if ctx.obj:
                 kind = type(error).__name__
                 render.say_json({"error": {"type": kind, "message": str(error)}})
@@ -331,8 +335,14 @@ def bench(
 def main() -> None:
     """Run the command line."""
     # leave as on an error, so that what is unfinished is removed
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    signal.signal(signal.SIGTERM, stop)
     app(prog_name="m3rt")
+
+
+def stop(*_: object) -> None:
+    """Leave, on SIGTERM."""
+    STOPPING.set()
+    sys.exit(TERMINATED)
 
 
 if __name__ == "__main__":

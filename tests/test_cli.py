@@ -88,13 +88,31 @@ from m3rt import cli
 try:
     cli.main()
 finally:
-    heavy = {"torch", "onnxruntime", "transformers", "pyarrow", "onnx"} & sys.modules.keys()
+    heavy = {"torch", "onnxruntime", "openvino", "transformers", "pyarrow", "onnx"}
+    heavy &= sys.modules.keys()
     assert not heavy, heavy
 """
     done = finished("--help", code=code)
     assert done.returncode == 0, done.stderr
-    for command in (b"export", b"verify", b"inspect", b"doctor", b"encode"):
+    for command in (b"export", b"build", b"verify", b"inspect", b"doctor", b"encode", b"bench"):
         assert command in done.stdout
+
+
+def test_a_library_may_turn_the_end_into_its_own_error() -> None:
+    code = """
+import os, signal, sys
+from m3rt import cli, doctor
+from m3rt.errors import CheckpointError
+def examine():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except SystemExit as error:
+        raise CheckpointError("initialization failed") from error
+doctor.examine = examine
+cli.main()
+"""
+    done = finished("doctor", code=code)
+    assert (done.returncode, done.stderr) == (cli.TERMINATED, b"")
 
 
 def test_version(run: Callable[..., Result]) -> None:

@@ -24,4 +24,8 @@ def test_the_example_runs(model_dir: Path, tmp_path: Path, monkeypatch: pytest.M
 
 def test_its_figures_are_those_of_the_committed_result() -> None:
     result = json.loads((RESULTS / "footprint.json").read_text("utf-8"))
-    assert footprint.markdown(result) in (ROOT / "README.md").read_text("utf-8")
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert footprint.markdown(result) in readme
+    engines = json.loads((RESULTS / "bench.json").read_text("utf-8"))["engines"]
+    host = max(mix["host_us_per_token"] for engine in engines for mix in engine["mixes"])
+    assert f"{host:.1f} µs of processor time a token" in readme
