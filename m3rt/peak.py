@@ -50,7 +50,7 @@ def measure(threads: int, seconds: float = SECONDS) -> tuple[Rate, ...]:
 def rate(entry: Mapping[str, Any]) -> Rate:
     """Read what a process printed."""
     m, k, n = entry["shape"]
-    return Rate(entry["precision"], entry["library"], (m, k, n), entry["flops"])
+    return Rate(entry["precision"], entry["by"], (m, k, n), entry["flops"])
 
 
 def best(rates: Sequence[Rate], precision: str) -> Rate | None:

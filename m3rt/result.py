@@ -69,7 +69,7 @@ class Rate:
     """The best rate of a product (m, k) x (k, n) on this machine, in a library."""
 
     precision: str
-    library: str
+    by: str
     shape: tuple[int, int, int]  # m, k, n
     flops: float  # FLOP/s; a multiplication and an addition are two
 

@@ -195,7 +195,7 @@ def machine_peak(result: Result) -> Sheet:
         (
             rate.precision,
             number(rate.flops / 1e9),
-            rate.library,
+            rate.by,
             "{} x {} x {}".format(*rate.shape),
         )
         for rate in found

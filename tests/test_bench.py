@@ -112,7 +112,7 @@ def test_peak_measures_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> Non
     libraries = {"numpy": peak.with_numpy, "no_such_library": peak.with_numpy}
     monkeypatch.setattr(peak, "LIBRARIES", libraries)
     found = peak.measure(1, seconds=0.0)
-    assert [(rate.precision, rate.library, rate.shape) for rate in found] == [
+    assert [(rate.precision, rate.by, rate.shape) for rate in found] == [
         ("fp32", "numpy", shape) for shape in peak.SHAPES
     ]
     assert all(rate.flops > 0 for rate in found)
