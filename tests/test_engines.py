@@ -43,10 +43,10 @@ def test_portable_and_packed_agree(model: m3rt.M3, model_dir: Path) -> None:
 # largest difference between a text alone and in a batch, and between heads together and apart
 TOLERANCES = {
     "openvino:fp32": (1e-5, 1e-5),
-    "openvino:bf16": (5e-3, 5e-3),
-    "openvino:int8": (2e-2, 2e-2),
+    "openvino:bf16": (1e-2, 1e-2),
+    "openvino:int8": (5e-2, 5e-2),
     # static scales, and float32 in between: not a bit depends on batch mates
-    "cpu:int8": (0, 2e-2),
+    "cpu:int8": (0, 5e-2),
 }
 
 
@@ -69,7 +69,8 @@ def test_openvino_runs_what_is_not_built(spec: str, model_dir: Path, built_dir: 
     as_exported, built = m3rt.load(model_dir, spec), m3rt.load(built_dir, spec)
     a, b = as_exported.encode(contract.TEXTS), built.encode(contract.TEXTS)
     for i in range(len(contract.TEXTS)):
-        contract.same(a, i, b, i, 5e-3 if spec == "openvino:bf16" else 1e-6)
+        # float16 in between rounds some weights to another bf16
+        contract.same(a, i, b, i, 2e-2 if spec == "openvino:bf16" else 1e-6)
 
 
 def test_openvino_keeps_the_tolerance_of_float32(model: m3rt.M3, model_dir: Path) -> None:
