@@ -119,7 +119,7 @@ Attention <heads: int, scale: float, hidden: ints> (query, key, value, row_start
 }
 """
 
-# For OpenVINO: it fuses scaled dot-product attention over rectangles, and nothing in a loop.
+# For OpenVINO: it fuses scaled dot-product attention over rectangles.
 GRID = """
 Grid (starts, begin, owner) => (grid, back, mask) {
     # grid (n, s): the rows of each text, its last one repeated; back: where each row stands in
