@@ -62,6 +62,17 @@ def linear(title: str, values: Sequence[float]) -> Axis:
     return Axis(title, tuple(step * i for i in range(math.ceil(most / step - 1e-9) + 1)), log=False)
 
 
+def around(title: str, values: Sequence[float]) -> Axis:
+    """Return an axis of round numbers just around the values; not from zero."""
+    least, most = min(values, default=0.0), max(values, default=1.0)
+    raw = max(most - least, 1e-3 * max(abs(most), 1e-3)) / 4
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
+    first = math.floor(least / step + 1e-9)
+    last = max(first + 1, math.ceil(most / step - 1e-9))
+    return Axis(title, tuple(step * i for i in range(first, last + 1)), log=False)
+
+
 def decades(title: str, values: Sequence[float]) -> Axis:
     """Return a logarithmic axis of powers of ten, or of a few between where there is but one."""
     least, most = min(values, default=1.0), max(values, default=1.0)

@@ -1,4 +1,4 @@
-"""A benchmark's result as one HTML page that needs nothing else: no script, no font, no network."""
+"""A result as one HTML page that needs nothing else: no script, no font, no network."""
 
 from __future__ import annotations
 
@@ -50,21 +50,26 @@ td.wide { white-space: normal; overflow-wrap: anywhere; min-width: 16rem; }
 
 
 def page(result: Result, comparison: Comparison | None = None) -> str:
-    """Return the page; it is well-formed XML, too."""
+    """Return the page of a benchmark; it is well-formed XML, too."""
     name = result.model.path.rstrip("/").rpartition("/")[2] or "model"
-    title = f"m3rt bench: {name}"
-    facts = "".join(
-        f"<dt>{escape(key)}</dt><dd>{escape(text)}</dd>"
-        for key, text in tables.about(result)
-        if text
-    )
     sheets = tables.sheets(result, comparison)
+    return document(f"m3rt bench: {name}", tables.about(result), figures(result), sheets)
+
+
+def document(
+    title: str,
+    about: Sequence[tuple[str, str]],
+    figures: Sequence[str],
+    sheets: Sequence[Sheet],
+) -> str:
+    """Return a page: names and values, then figures, then tables."""
+    facts = "".join(f"<dt>{escape(key)}</dt><dd>{escape(text)}</dd>" for key, text in about if text)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>\n"
         f"<h1>{escape(title)}</h1>\n<dl>{facts}</dl>\n"
-        + "".join(figures(result))
+        + "".join(figures)
         + "".join(map(table, sheets))
         + "</body></html>\n"
     )

@@ -119,7 +119,7 @@ def lexical(queries: Sparse, documents: Sparse) -> Floats:
     hits = np.searchsorted(ids, queries.ids.values, "right") - first
     row, starts = _owners(queries), offsets(hits)
     scores = np.zeros((len(queries), len(documents)), np.float32)
-    for some in _blocks(np.diff(starts[queries.ids.starts]) + len(documents), BLOCK // 8):
+    for some in runs(np.diff(starts[queries.ids.starts]) + len(documents), BLOCK // 8):
         begin, end = queries.ids.starts[[some.start, some.stop]]
         # every entry of these queries beside each document entry of the same id
         entry = np.repeat(np.arange(begin, end), hits[begin:end])
@@ -161,9 +161,9 @@ def maxsim(queries: Sequence[Vectors], documents: Sequence[Vectors]) -> Floats:
     pieces = [rows[i : i + height] for rows in queries for i in range(0, len(rows), height)]
     owner = np.repeat(np.arange(len(queries)), [-(-len(rows) // height) for rows in queries])
     totals = np.zeros((len(queries), len(documents)))
-    for some in _blocks(_lengths(documents), longest):
+    for some in runs(_lengths(documents), longest):
         right, ends = _join(documents[some])
-        for few in _blocks(_lengths(pieces), height):
+        for few in runs(_lengths(pieces), height):
             left, starts = _join(pieces[few])
             best = np.maximum.reduceat(left @ right.T, ends[:-1], axis=1)
             sums = np.add.reduceat(best, starts[:-1], axis=0, dtype=np.float64)
@@ -183,6 +183,16 @@ def maxsim_pairs(queries: Sequence[Vectors], documents: Sequence[Vectors]) -> Fl
     return np.array([maxsim([query], [document])[0, 0] for query, document in both], np.float32)
 
 
+def runs(lengths: Offsets, most: int) -> Iterator[slice]:
+    """Cut into runs whose lengths sum to at most ``most``, of at least one item each."""
+    ends = np.cumsum(lengths)
+    start = done = 0
+    while start < len(lengths):
+        stop = max(start + 1, int(np.searchsorted(ends, done + most, side="right")))
+        yield slice(start, stop)
+        start, done = stop, int(ends[stop - 1])
+
+
 def _scores(
     queries: Embeddings,
     documents: Embeddings,
@@ -199,16 +209,6 @@ def _scores(
         raise InputError("queries and documents have no head in common: encode both with one head")
     dense, sparse, colbert = map(found.get, Heads.ALL.names)
     return Scores(dense, sparse, colbert, combined=weights.mean(found))
-
-
-def _blocks(lengths: Offsets, most: int) -> Iterator[slice]:
-    """Cut into runs whose lengths sum to at most ``most``, of at least one item each."""
-    ends = np.cumsum(lengths)
-    start = done = 0
-    while start < len(lengths):
-        stop = max(start + 1, int(np.searchsorted(ends, done + most, side="right")))
-        yield slice(start, stop)
-        start, done = stop, int(ends[stop - 1])
 
 
 def _join(parts: Sequence[Vectors]) -> tuple[Floats, Offsets]:

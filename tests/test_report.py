@@ -76,6 +76,10 @@ def test_accuracy_stands_beside_every_speed() -> None:
     [
         (plots.linear("", [610.0]), (0, 200, 400, 600, 800)),
         (plots.linear("", []), (0, 0.2, 0.4, 0.6, 0.8, 1)),
+        (plots.around("", [0.52, 0.57]), (0.52, 0.54, 0.56, 0.58)),
+        (plots.around("", [0.5]), (0.5, 0.5002)),
+        (plots.around("", [0.0]), (0.0, 2.5e-7)),
+        (plots.around("", []), (0, 0.25, 0.5, 0.75, 1)),
         (plots.decades("", [3.0, 40.0]), (2, 5, 10, 20, 50)),
         (plots.decades("", [10.0]), (10, 20)),
         (plots.decades("", []), (1, 2)),
