@@ -58,28 +58,65 @@ PositionsFromZero <pad_id: int, last: int> (ids, begin, owner) => (positions) {
 }
 """
 
-# Where only first tokens are asked for, the last layer need not compute the others.
+# Where only CLS tokens are asked for, the last layer need not compute the others.
 ROWS = """
-Rows (size, starts, begin, every) => (rows, row_starts) {
-    # rows (r,): all tokens if every is 1, the first of each text if it is 0
+Rows (size, starts, places, place_starts, every) => (rows, row_starts, chosen) {
+    # rows (r,): all tokens if every is 1, those at places (p,) if it is 0; row_starts (n + 1,):
+    # where each text's begin; chosen (p,): which of the rows are those at places
     zero = Constant <value_ints: ints = [0]> ()
     first = Constant <value_int: int = 0> ()
     one = Constant <value_int: int = 1> ()
     no = Sub (one, every)
     tokens = Mul (size, every)
     all_tokens = Range (first, tokens, one)
-    texts = Size (begin)
-    some_texts = Mul (texts, no)
-    begin_count = Unsqueeze (some_texts, zero)
-    first_tokens = Slice (begin, zero, begin_count, zero)
-    rows = Concat <axis: int = 0> (all_tokens, first_tokens)
-    n_starts = Size (starts)
-    by_token = Mul (n_starts, every)
-    by_token_count = Unsqueeze (by_token, zero)
-    token_starts = Slice (starts, zero, by_token_count, zero)
-    by_text = Mul (n_starts, no)
-    text_starts = Range (first, by_text, one)
-    row_starts = Concat <axis: int = 0> (token_starts, text_starts)
+    count = Size (places)
+    some = Mul (count, no)
+    some_count = Unsqueeze (some, zero)
+    some_tokens = Slice (places, zero, some_count, zero)
+    rows = Concat <axis: int = 0> (all_tokens, some_tokens)
+    every_bool = Cast <to: int = 9> (every)
+    row_starts = Where (every_bool, starts, place_starts)
+    numbers = Range (first, count, one)
+    chosen = Where (every_bool, places, numbers)
+}
+"""
+
+# As m3rt.mcls.places.
+CLS_COUNTS = """
+ClsCounts <step: int> (starts, begin) => (total, place_starts) {
+    # total: CLS tokens in all; place_starts (n + 1,): where each text's begin among them
+    axis = Constant <value_int: int = 0> ()
+    nothing = Constant <value_int: int = 0> ()
+    one = Constant <value_int: int = 1> ()
+    last_two = Constant <value_int: int = 3> ()
+    zero = Constant <value_ints: ints = [0]> ()
+    second = Constant <value_ints: ints = [1]> ()
+    far = Constant <value_ints: ints = [9223372036854775807]> ()
+    step = Constant <value_int: int = @step> ()
+    end = Slice (starts, second, far, zero)
+    lengths = Sub (end, begin)
+    after = Sub (lengths, last_two)
+    room = Max (after, nothing)
+    more = Div (room, step)
+    counts = Add (more, one)
+    sums = CumSum (counts, axis)
+    place_starts = Concat <axis: int = 0> (zero, sums)
+    total = ReduceSum <keepdims: int = 0> (counts, zero)
+}
+"""
+
+CLS_PLACES = """
+ClsPlaces <step: int> (total, begin, place_begin, place_owner) => (places) {
+    # places (total,): every step-th token of each text
+    first = Constant <value_int: int = 0> ()
+    one = Constant <value_int: int = 1> ()
+    step = Constant <value_int: int = @step> ()
+    numbers = Range (first, total, one)
+    begun = Gather (place_begin, place_owner)
+    within = Sub (numbers, begun)
+    tokens = Mul (within, step)
+    text = Gather (begin, place_owner)
+    places = Add (text, tokens)
 }
 """
 
@@ -172,31 +209,55 @@ Attention <heads: int, scale: float, hidden: ints>
 }
 """
 
-MEAN = """
-Mean (hidden, starts, begin, owner, texts) => (pooled) {
-    # the mean of each text's rows: (t, h) to (texts, h)
-    axis = Constant <value_ints: ints = [1]> ()
-    one = Constant <value_int: int = 1> ()
-    zero = Constant <value_int: int = 0> ()
-    nothing = Constant <value_ints: ints = [0]> ()
-    numbers = Range (zero, texts, one)
-    column = Unsqueeze (numbers, axis)
-    own = Equal (column, owner)
-    minus_one = Constant <value_ints: ints = [-1]> ()
-    far = Constant <value_ints: ints = [9223372036854775807]> ()
-    end = Slice (starts, minus_one, far, nothing)
-    size = Size (owner)
-    places = Range (zero, size, one)
-    of_a_text = Less (places, end)
-    real = And (own, of_a_text)
-    member = Cast <to: int = 1> (real)
-    total = MatMul (member, hidden)
-    count = ReduceSum <keepdims: int = 1> (member, axis)
-    pooled = Div (total, count)
+# Text by text, so that the order of the additions is the text's own. ONNX Runtime has to know the
+# shape of what a loop collects: unknown, it is taken for a number.
+MEAN_LOOP = """
+Mean <hidden: ints> (rows, starts, texts) => (pooled) {
+    # the mean of the rows of each of the first texts: (r, h) to (texts, h)
+    always = Constant <value: tensor = bool {1}> ()
+    pooled = Loop (texts, always) <body = text (int64 i, bool go) => (bool go_on, float mean) {
+        go_on = Identity (go)
+        zero = Constant <value_ints: ints = [0]> ()
+        one = Constant <value_ints: ints = [1]> ()
+        at = Unsqueeze (i, zero)
+        after = Add (at, one)
+        from = Gather (starts, at)
+        to = Gather (starts, after)
+        own = Slice (rows, from, to, zero)
+        own_mean = ReduceMean <keepdims: int = 0> (own, zero)
+        width = Constant <value_ints: ints = @hidden> ()
+        mean = Reshape (own_mean, width)
+    }>
 }
 """
 
-COMMON = (OWNER, POSITIONS_FROM_PAD, POSITIONS_FROM_ZERO, ROWS, MEAN)
+MEAN_GRID = """
+Mean <hidden: ints> (rows, starts, texts) => (pooled) {
+    # the mean of the rows of each of the first texts: (r, h) to (texts, h)
+    first = Constant <value_int: int = 0> ()
+    one = Constant <value_int: int = 1> ()
+    zero = Constant <value_ints: ints = [0]> ()
+    axis = Constant <value_ints: ints = [1]> ()
+    count = Unsqueeze (texts, zero)
+    count_and_one = Add (count, axis)
+    begin = Slice (starts, zero, count, zero)
+    end = Slice (starts, axis, count_and_one, zero)
+    shape = Shape <start: int = 0, end: int = 1> (rows)
+    size = Squeeze (shape, zero)
+    places = Range (first, size, one)
+    begin_column = Unsqueeze (begin, axis)
+    end_column = Unsqueeze (end, axis)
+    begun = LessOrEqual (begin_column, places)
+    open = Less (places, end_column)
+    own = And (begun, open)
+    member = Cast <to: int = 1> (own)
+    total = MatMul (member, rows)
+    length = ReduceSum <keepdims: int = 1> (member, axis)
+    pooled = Div (total, length)
+}
+"""
+
+COMMON = (OWNER, POSITIONS_FROM_PAD, POSITIONS_FROM_ZERO, ROWS, CLS_COUNTS, CLS_PLACES)
 
 
 def parse(text: str, opset: int) -> ir.Function:

@@ -1,4 +1,4 @@
-"""XLM-R and the three M3 heads as one torch module, written to be exported.
+"""XLM-R and the three M3 heads, or a reranker's, as one torch module, written to be exported.
 
 Primitive operations only, one name per tensor of the checkpoint, no branch on data. The forms
 that engines like best are made from its graph by export.passes.
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from m3rt.errors import CheckpointError
 from m3rt.export.checkpoint import Checkpoint, State, Trunk
-from m3rt.types import Heads
+from m3rt.types import Heads, Pooling
 
 # Large enough that exp() of it is 0 in every precision, small enough for float16.
 MASKED = -10000.0
@@ -110,6 +110,24 @@ class Encoder(nn.Module):
         return x
 
 
+class Classifier(nn.Module):
+    """RoBERTa's classification head with one label: a pair's score."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__()
+        self.dense = nn.Linear(trunk.hidden, trunk.hidden)
+        self.out_proj = nn.Linear(trunk.hidden, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """First tokens' vectors (B, h) to scores (B,).
+
+        The last product is written as a sum: engines that multiply in bf16 would round the score
+        to 8 bits, and documents of almost the same score would become equal.
+        """
+        x = torch.tanh(self.dense(x))
+        return (x * self.out_proj.weight).sum(-1) + self.out_proj.bias
+
+
 class M3(nn.Module):
     """Ids and mask to the heads asked for, as a tuple in the order of Heads."""
 
@@ -118,12 +136,15 @@ class M3(nn.Module):
         trunk = checkpoint.trunk
         self.wanted = checkpoint.heads
         self.pooling = checkpoint.pooling
+        self.cls_interval = checkpoint.cls_interval
         self.embeddings = Embeddings(trunk)
         self.encoder = Encoder(trunk)
         if Heads.SPARSE in self.wanted:
             self.sparse_linear = nn.Linear(trunk.hidden, 1)
         if colbert_dim is not None:
             self.colbert_linear = nn.Linear(trunk.hidden, colbert_dim)
+        if Heads.SCORE in self.wanted:
+            self.classifier = Classifier(trunk)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         """Run the network.
@@ -134,7 +155,7 @@ class M3(nn.Module):
 
         Returns:
             dense (B, h) unit vectors; sparse (B, S) weights; colbert (B, S, d) unit vectors.
-            Rows of padding hold no meaning.
+            Rows of padding hold no meaning. Of a reranker, score (B,) alone.
         """
         mask = (1.0 - attention_mask[:, None, None, :].float()) * MASKED
         x = self.embeddings(input_ids)
@@ -146,14 +167,24 @@ class M3(nn.Module):
             out.append(torch.relu(self.sparse_linear(x)).squeeze(-1))
         if Heads.COLBERT in self.wanted:
             out.append(unit(self.colbert_linear(x)))
+        if Heads.SCORE in self.wanted:
+            out.append(self.classifier(x[:, 0]))
         return tuple(out)
 
     def pool(self, x: Tensor, attention_mask: Tensor) -> Tensor:
         """Vectors (B, S, h) to one vector per text (B, h)."""
-        if self.pooling == "cls":
+        if self.pooling == Pooling.CLS:
             return x[:, 0]
-        weights = attention_mask[:, :, None].float()
+        weights = self.weights(attention_mask)[:, :, None].float()
         return (x * weights).sum(1) / weights.sum(1).clamp_min(1e-9)
+
+    def weights(self, attention_mask: Tensor) -> Tensor:
+        """Return which vectors the mean is of, (B, S): see m3rt.mcls.places."""
+        if self.cls_interval is None:
+            return attention_mask
+        place = torch.cumsum(torch.ones_like(attention_mask), 1) - 1
+        followed = place < attention_mask.sum(1, keepdim=True) - 2
+        return (place == 0) | ((place % (self.cls_interval + 1) == 0) & followed)
 
 
 def unit(x: Tensor) -> Tensor:

