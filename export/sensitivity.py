@@ -1,4 +1,4 @@
-"""Which sites to leave in higher precision: each is quantised alone, and the outputs compared."""
+"""What rounding costs: each site is rounded alone, and the outputs of every head are compared."""
 
 from __future__ import annotations
 
@@ -10,85 +10,147 @@ import numpy as np
 import onnx_ir as ir
 
 from m3rt.export import calibrate
-from m3rt.export.passes import operand
-from m3rt.export.scales import Scale
+from m3rt.export.passes import UnexpectedGraphError, operand
+from m3rt.export.scales import WEIGHT_LEVELS, Scale
+from m3rt.harm import WORDS
 from m3rt.types import Floats, Ragged
 
 SWITCHES = "switches"
 
+# Inserts nodes by kind and inputs; arrays become constants.
+Put = Callable[..., ir.Value]
+# From a value to the same as rounding leaves it.
+Rounding = Callable[[Put, ir.Value], ir.Value]
+
 
 def sweep(
     graph: Path,
-    scales: Mapping[str, Scale],
+    roundings: Mapping[str, Rounding],
     ids: Ragged[np.int32],
     progress: Callable[[int], None],
-) -> dict[str, float]:
-    """Return the harm that rounding each site alone does to the outputs.
+) -> dict[str, dict[str, float]]:
+    """Return the harm that rounding each site alone does to each head.
 
-    One session does it all: every site gets a rounding that a switch turns on. Weights stay as
-    they are, for per channel they lose far less than activations per tensor.
+    One session does it all: every site gets a rounding that a switch turns on. Weights of linear
+    layers stay as they are, for per channel they lose far less than activations per tensor.
 
     Args:
         graph: packed.onnx, beside its weights.
-        scales: of each site.
+        roundings: of each site.
         ids: few short texts; they run once for each site.
         progress: told 1 after each site.
 
     Returns:
-        By site, the mean of 1 - cosine over all vectors of the vector heads.
+        By site and head: for dense and colbert the mean of 1 - cosine over all vectors, for sparse
+        the squared error of the weights, as part of their squared sum; for a reranker's score the
+        mean squared error, as part of the variance of the scores.
     """
     model = ir.load(graph)
-    names = list(scales)
-    switchable(model, names, scales)
+    names = list(roundings)
+    switchable(model, names, roundings)
     opened = calibrate.session(model, graph.parent)
-    heads = [o.name for o in opened.get_outputs() if o.name in ("dense", "colbert")]
+    heads = [output.name for output in opened.get_outputs()]
     fed = [calibrate.feeds(opened, batch) for batch in calibrate.steps(ids)]
 
-    def vectors(switches: Floats) -> list[Floats]:
-        return [out for feed in fed for out in opened.run(heads, {**feed, SWITCHES: switches})]
+    def outputs(switches: Floats) -> dict[str, Floats]:
+        runs = [opened.run(heads, {**feed, SWITCHES: switches}) for feed in fed]
+        return {head: np.concatenate([run[i] for run in runs]) for i, head in enumerate(heads)}
 
-    exact = vectors(np.zeros(len(names), np.float32))
-    harm: dict[str, float] = {}
+    exact = outputs(np.zeros(len(names), np.float32))
+    harm: dict[str, dict[str, float]] = {}
     for i, name in enumerate(names):
         switches = np.zeros(len(names), np.float32)
         switches[i] = 1
-        pairs = zip(exact, vectors(switches), strict=True)
-        harm[name] = float(np.mean([distance(a, b) for a, b in pairs]))
+        found = outputs(switches)
+        harm[name] = {head: MEASURES[head](exact[head], found[head]) for head in heads}
         progress(1)
     return harm
 
 
 def distance(a: Floats, b: Floats) -> float:
-    """Return the mean of 1 - cosine of unit rows, in float64."""
+    """Return the mean of 1 - cosine of unit rows, in float64, or 1e-8 would round to nothing."""
     return float(np.mean(1 - np.einsum("ij,ij->i", a.astype(np.float64), b.astype(np.float64))))
 
 
-def switchable(model: ir.Model, names: list[str], scales: Mapping[str, Scale]) -> None:
+def error(a: Floats, b: Floats) -> float:
+    """Return the squared error of b as part of the squared sum of a."""
+    return float(np.sum((a - b) ** 2) / max(float(np.sum(a**2)), 1e-12))
+
+
+def unrest(a: Floats, b: Floats) -> float:
+    """Return the mean squared error of b as part of the variance of a, in float64.
+
+    Of scores only the differences rank documents: a level that all have in common is no measure.
+    """
+    exact = a.astype(np.float64)
+    return float(np.mean((exact - b) ** 2) / max(float(exact.var()), 1e-12))
+
+
+MEASURES = {"dense": distance, "colbert": distance, "sparse": error, "score": unrest}
+
+
+def to_int8(scale: Scale) -> Rounding:
+    """Round activations as an int8 layer does."""
+
+    def rounded(put: Put, x: ir.Value) -> ir.Value:
+        even = x if scale.smooth is None else put("Mul", x, 1 / scale.smooth)
+        levels = put("QuantizeLinear", even, scale.step, scale.zero)
+        back = put("DequantizeLinear", levels, scale.step, scale.zero)
+        return back if scale.smooth is None else put("Mul", back, scale.smooth)
+
+    return rounded
+
+
+def rows_to_int8(put: Put, x: ir.Value) -> ir.Value:
+    """Round rows as a table of int8 with a scale for each row does."""
+    reach = put("ReduceMax", put("Abs", x), np.array([-1]), keepdims=1)
+    step = put("Div", put("Max", reach, np.float32(1e-12)), np.float32(WEIGHT_LEVELS))
+    return put("Mul", put("Round", put("Div", x, step)), step)
+
+
+def to_bf16(put: Put, x: ir.Value) -> ir.Value:
+    """Round to bfloat16."""
+    return put("Cast", put("Cast", x, to=int(ir.DataType.BFLOAT16)), to=int(ir.DataType.FLOAT))
+
+
+def switchable(model: ir.Model, names: list[str], roundings: Mapping[str, Rounding]) -> None:
     """Let the input ``switches (sites,)`` choose which sites are rounded."""
     graph = model.graph
     switches = ir.Value(
         name=SWITCHES, shape=ir.Shape([len(names)]), type=ir.TensorType(ir.DataType.FLOAT)
     )
     graph.inputs.append(switches)
-    for site in calibrate.sites(model):
-        scale = scales[site.name]
-        readers = calibrate.readers(graph, site)
-        x = operand(readers[0], 0)
+    found = places(model)
+    for name in names:
+        x, readers = found[name]
 
-        def put(kind: str, *inputs: Any, place: ir.Node = readers[0]) -> ir.Value:
+        def put(kind: str, *given: Any, place: ir.Node = readers[0], **options: int) -> ir.Value:
             """Insert a node before the first reader; arrays become constants."""
-            node = ir.node(kind, [constant(graph, place, value) for value in inputs])
+            node = ir.node(kind, [constant(graph, place, value) for value in given], options)
             graph.insert_before(place, node)
             return node.outputs[0]
 
-        even = x if scale.smooth is None else put("Mul", x, 1 / scale.smooth)
-        levels = put("QuantizeLinear", even, scale.step, scale.zero)
-        rounded = put("DequantizeLinear", levels, scale.step, scale.zero)
-        back = rounded if scale.smooth is None else put("Mul", rounded, scale.smooth)
-        switch = put("Gather", switches, np.array([names.index(site.name)]))
-        chosen = put("Add", x, put("Mul", switch, put("Sub", back, x)))
+        rounded = roundings[name](put, x)
+        switch = put("Gather", switches, np.array([names.index(name)]))
+        chosen = put("Add", x, put("Mul", switch, put("Sub", rounded, x)))
         for reader in readers:
-            reader.replace_input_with(0, chosen)
+            reader.replace_input_with(reader.inputs.index(x), chosen)
+
+
+def places(model: ir.Model) -> dict[str, tuple[ir.Value, list[ir.Node]]]:
+    """Return the value of each site, and the nodes that read it, in the order of the graph."""
+    graph = model.graph
+    found = {}
+    for site in calibrate.sites(model):
+        readers = calibrate.readers(graph, site)
+        found[site.name] = (operand(readers[0], 0), readers)
+    lookups = [n for n in graph if n.op_type == "Gather" and operand(n, 0).name == WORDS]
+    if len(lookups) != 1:
+        raise UnexpectedGraphError(f"expected one Gather from {WORDS}, found {lookups}")
+    words = lookups[0].outputs[0]
+    users = {node for node, _ in words.uses()}
+    found[WORDS] = (words, [node for node in graph if node in users])
+    return found
 
 
 def constant(graph: ir.Graph, place: ir.Node, value: Any) -> ir.Value:

@@ -6,23 +6,23 @@ import dataclasses
 import os
 import shutil
 import tempfile
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.progress import Progress
 
-from m3rt import __version__, artifact, engines, parity
+from m3rt import __version__, artifact, engines, gate, harm, parity, recovery, tolerances
 from m3rt.artifact import MANIFEST, Artifact, Build
 from m3rt.doctor import version
 from m3rt.engines import Choice
-from m3rt.errors import InputError, missing
-from m3rt.parity import Reference
+from m3rt.errors import InputError, ParityError
+from m3rt.gate import Terms
+from m3rt.recovery import Attempt
+from m3rt.trial import Trials
 from m3rt.types import Ragged
 
 PREFIX = ".build-"
-QUANTISER = ("onnx", "onnx_ir", "onnxruntime")
 
 
 def run(
@@ -31,18 +31,23 @@ def run(
     calibration: Ragged[np.int32] | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    terms: Terms | None = None,
 ) -> tuple[Choice, Artifact]:
-    """Prepare a model directory for an engine, and prove the result against the checkpoint.
+    """Prepare a model directory for an engine, and prove the result.
 
+    An engine of reduced precision is compared with float32 on texts that it was not made with;
+    int8 that is out of tolerance is built again with its most harmful layers in higher precision.
     The directory changes at the very end, at once: an interrupted build leaves nothing.
 
     Args:
         path: what ``m3rt export`` wrote.
         engine: name, with a precision if you like: ``cpu:int8``.
         calibration: token ids of texts like those to be embedded, for int8; the texts of the
-            parity gate by default, which are multilingual and of all lengths.
+            parity gate by default, which are multilingual and of all lengths. Those that are also
+            texts of the quality gate are left out.
         force: build again what is built already.
         progress: gets the bars.
+        terms: what the result is held to; the precision's own tolerances by default.
 
     Returns:
         What was built, and the model directory with it. Where an engine has nothing to prepare,
@@ -50,76 +55,78 @@ def run(
 
     Raises:
         ArtifactError: the directory is missing, damaged or foreign.
-        InputError: it is built already and force is off, or the engine is not known.
-        ParityError: the outputs are out of the precision's tolerance.
+        InputError: it is built already and force is off, or the engine or a tolerance is not known.
+        ParityError: the outputs are out of tolerance; says which head, and which layers.
         UnavailableError: a package is not installed.
     """
     made = artifact.read(path)
     choice = parity.usable(engine)
     if str(choice) in made.manifest.builds and not force:
         raise InputError(f"{path} is built for {choice} already; pass --force to build it again")
+    terms = terms or Terms()
+    limits = tolerances.of(choice.precision, terms.tolerances)
     bars = progress or Progress(disable=True)
     for stale in made.path.glob(f"{PREFIX}*"):
         if not artifact.alive(stale.name.removeprefix(PREFIX).split("-")[0]):
             shutil.rmtree(stale, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", dir=made.path) as folder:
-        part = Path(folder) / "model"
-        part.mkdir()
-        recipe = write(made, choice, calibration, part, bars)
-        files = sorted(part.iterdir())
-        if not files:
+        trials = Trials(made, choice, limits, terms, Path(folder), bars)
+        trials.prepare(calibration)
+        first = trials.attempt()
+        if first is None:
             return choice, made
-        described = {file.name: artifact.describe(file) for file in files}
-        # the directory as it will be, to prove it before it is
-        for file in made.path.iterdir():
-            if file.is_file() and file.name not in (MANIFEST, *described):
-                (part / file.name).symlink_to(os.path.relpath(file, part))
-        entry = Build(tuple(described), versions(choice), recipe, {})
-        trial = Artifact(part, with_build(made, choice, entry, described))
-        reference = Reference.read(made.path / parity.REFERENCE)
-        figures = parity.gate(trial, reference, str(choice), bars)
-        entry = dataclasses.replace(entry, parity=figures)
+        done, cost = first, dict[str, Any]()
+        if first.failures and terms.recover and trials.recipe:
+            done, cost = recover(first, trials)
+        if done.failures:
+            raise error_of(done, trials)
+        folder_of = done.artifact.path
+        described = {name: artifact.describe(folder_of / name) for name in done.files}
+        entry = Build(
+            done.files, versions(choice), {**done.recipe, **cost}, done.parity, done.certificate
+        )
         manifest = with_build(made, choice, entry, described)
-        for file in files:
-            file.replace(made.path / file.name)
-        (part / MANIFEST).write_text(artifact.dump(manifest), "utf-8")
-        (part / MANIFEST).replace(made.path / MANIFEST)
+        for name in done.files:
+            (folder_of / name).replace(made.path / name)
+        (folder_of / MANIFEST).write_text(artifact.dump(manifest), "utf-8")
+        (folder_of / MANIFEST).replace(made.path / MANIFEST)
     return choice, Artifact(made.path, manifest)
 
 
-def write(
-    made: Artifact,
-    choice: Choice,
-    calibration: Ragged[np.int32] | None,
-    part: Path,
-    bars: Progress,
-) -> dict[str, Any]:
-    """Fill a directory with what the engine wants; return how it was done."""
-    graph: Path | None = None
-    recipe: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(dir=part.parent) as folder:
-        if choice.precision == "int8":
-            try:
-                quantize = import_module("m3rt.export.quantize")
-            except ModuleNotFoundError as error:
-                if error.name in QUANTISER:
-                    raise missing(error.name, "build", "quantising") from error
-                raise
-            if calibration is None:
-                calibration = Reference.read(made.path / parity.REFERENCE).ids
-            form = engines.form(choice)
-            graph, recipe = quantize.run(made, form, calibration, Path(folder), part, bars)
-        task = bars.add_task(f"build {choice}", total=None)
-        recipe |= engines.build(made, choice, graph, part)
-        bars.update(task, total=1, completed=1)
-    return recipe
+def recover(first: Attempt, trials: Trials) -> tuple[Attempt, dict[str, Any]]:
+    """Raise the precision of layers until the gate is passed; also return what that cost."""
+    order = harm.order(trials.harm(), heads(first))
+    done, tries = recovery.recover(first, order, trials.attempt_with, trials.drop)
+    speed = {} if done.failures else trials.speeds(first, done)
+    return done, {"recovery": recovery.report(first, done, tries, speed)}
 
 
-def versions(choice: Choice) -> dict[str, str]:
-    """Return the versions of what made the files."""
-    package = engines.BACKENDS[choice.engine].package
-    names = (package, "onnx-ir") if choice.precision == "int8" else (package,)
-    return {"m3rt": __version__} | {name: found for name in names if (found := version(name))}
+def heads(made: Attempt) -> tuple[str, ...]:
+    """Return the heads that failed, those of a mixture among them."""
+    return harm.heads_of(failure.head for failure in made.failures)
+
+
+def error_of(made: Attempt, trials: Trials) -> ParityError:
+    """Return the error that says which figures are out of tolerance, and which layers did it."""
+    choice = trials.choice
+    reasons = "; ".join(map(str, made.failures))
+    if not gate.needed(choice.precision):
+        return ParityError(f"the {choice} engine differs from float32: {reasons}", made.parity)
+    layers = harm.told(harm.worst(trials.harm(), heads(made)))
+    if not layers:
+        layers = "to learn which layers do it: pip install 'm3rt[build]'"
+    cures = ["pass --tolerance NAME=VALUE to allow it"]
+    if made.kept:
+        layers = f"so it is with all {len(made.kept)} layers in higher precision; {layers}"
+    elif trials.recipe:
+        cures.append("leave out --no-recover to raise layers until it passes")
+    if trials.recipe:
+        cures.append("calibrate on texts like your own with --calibration")
+    return ParityError(
+        f"the {choice} engine differs from float32: {reasons}; {layers}; {', or '.join(cures)}",
+        made.parity,
+        made.certificate,
+    )
 
 
 def with_build(
@@ -136,3 +143,10 @@ def with_build(
         files=kept | described,
         builds={**manifest.builds, str(choice): entry},
     )
+
+
+def versions(choice: Choice) -> dict[str, str]:
+    """Return the versions of what made the files."""
+    package = engines.BACKENDS[choice.engine].package
+    names = (package, "onnx-ir") if choice.precision == "int8" else (package,)
+    return {"m3rt": __version__} | {name: found for name in names if (found := version(name))}

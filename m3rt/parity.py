@@ -15,43 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.progress import Progress
 
 from m3rt import engines, score
-from m3rt.api import start
+from m3rt.api import start_any
 from m3rt.artifact import Artifact
+from m3rt.certificate import Failure, failures
 from m3rt.engines import Choice
 from m3rt.errors import ArtifactError, ParityError, UnavailableError
 from m3rt.heads import lexical
+from m3rt.reranker import Reranker
 from m3rt.runtime import M3
-from m3rt.types import Embeddings, Floats, Ragged, Sparse, Tokens
+from m3rt.tolerances import EXACT, TOLERANCES, Tolerances
+from m3rt.types import Batch, Embeddings, Floats, Heads, Ragged, Sparse, Tokens
 
 REFERENCE = "reference.npz"
-
-
+HEADS = (Heads.ALL | Heads.SCORE).names
 TOP = 10  # lexical weights of a text that a search would keep at the least
-
-
-@dataclass(frozen=True, slots=True)
-class Tolerances:
-    """Limits of the gate; the defaults are for an engine in float32."""
-
-    dense_cosine: float = 0.999999
-    colbert_cosine: float = 0.99999
-    weight_error: float = 1e-5
-    near_zero: float = 1e-6  # a lexical weight this small may be there or not
-    maxsim_error: float = 1e-4
-
-
-EXACT = Tolerances()
-
-# bf16 rounds to 8 bits of fraction, which is what the loss is made of; int8 is a sanity check
-# here, for what it costs in retrieval depends on the weights and is measured on retrieval.
-TOLERANCES = {
-    "fp32": EXACT,
-    "bf16": Tolerances(0.9995, 0.9995, weight_error=0.03, near_zero=0.01, maxsim_error=5e-3),
-    "int8": Tolerances(0.98, 0.9, weight_error=0.3, near_zero=0.1, maxsim_error=0.1),
-}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +47,7 @@ class Reference:
     weights: Floats | None  # (t,) one per token, before merging
     colbert: Ragged[np.float32] | None  # sampled rows (r_i, d) of unit vectors
     colbert_rows: Ragged[np.int32] | None  # (r_i,) which rows: 0 is the second token's
+    scores: Floats | None = None  # (n,) of a reranker, whose texts are pairs
 
     def upto(self, length: int) -> Reference:
         """Return the texts of at most so many tokens."""
@@ -77,6 +59,7 @@ class Reference:
             weights=None if weights is None else weights.take(rows).values,
             colbert=None if self.colbert is None else self.colbert.take(rows),
             colbert_rows=None if self.colbert_rows is None else self.colbert_rows.take(rows),
+            scores=None if self.scores is None else self.scores[rows],
         )
 
     def save(self, path: Path) -> None:
@@ -113,6 +96,7 @@ class Reference:
                     weights=file.get("weights"),
                     colbert=ragged_of("colbert"),
                     colbert_rows=ragged_of("colbert_rows"),
+                    scores=file.get("scores"),
                 )
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ArtifactError(
@@ -159,18 +143,28 @@ def gate(
         ParityError: a figure is out of tolerance; ``error.parity`` holds all of them.
     """
     choice = usable(engine)
-    name = str(choice)
-    model = start(artifact, name)
-    reference = reference.upto(min(longest or model.max_length, model.max_length))
-    found = encode(model, reference, f"run the model: {name}", progress)
-    limits = TOLERANCES[choice.precision]
-    figures = compare(reference, found, artifact.manifest.unscored_ids, limits)
-    figures["engine"] = name
-    reasons = failures(figures, limits)
-    figures["ok"] = not reasons
-    if reasons:
-        raise ParityError(f"the {name} engine differs from the checkpoint: {reasons}", figures)
+    model = start_any(artifact, str(choice))
+    figures, failed = judge(model, reference, TOLERANCES[choice.precision], progress, longest)
+    if failed:
+        reasons = "; ".join(map(str, failed))
+        raise ParityError(f"the {choice} engine differs from the checkpoint: {reasons}", figures)
     return figures
+
+
+def judge(
+    model: M3 | Reranker,
+    reference: Reference,
+    limits: Tolerances,
+    progress: Progress | None = None,
+    longest: int | None = None,
+) -> tuple[dict[str, Any], tuple[Failure, ...]]:
+    """Run the reference's texts; return the figures, and those that are out of tolerance."""
+    name = model.engine.name
+    reference = reference.upto(min(longest or model.max_length, model.max_length))
+    found = encode(model, reference.ids, f"run the model: {name}", progress)
+    figures = compare(reference, found, model.manifest.unscored_ids, limits)
+    failed = failures({head: figures[head] for head in HEADS if head in figures}, limits)
+    return figures | {"engine": name, "ok": not failed}, failed
 
 
 def usable(engine: str) -> Choice:
@@ -186,23 +180,32 @@ def usable(engine: str) -> Choice:
     return choice
 
 
-def encode(model: M3, reference: Reference, title: str, progress: Progress | None) -> Embeddings:
-    """Run the reference's ids."""
-    tokens = Tokens(reference.ids, np.zeros(len(reference.ids), np.bool_))
+def encode(
+    model: M3 | Reranker, ids: Ragged[np.int32], title: str = "", progress: Progress | None = None
+) -> Embeddings | Floats:
+    """Run token ids; of a reranker, return the scores (n,)."""
+    tokens = Tokens(ids, np.zeros(len(ids), np.bool_))
     bar = progress or Progress(disable=True)
-    task = bar.add_task(title, total=len(reference.ids.values))
-    return model.encode_tokens(
-        tokens, progress=lambda batch: bar.advance(task, len(batch.tokens.values))
-    )
+    task = bar.add_task(title, total=len(ids.values))
+
+    def advance(batch: Batch) -> None:
+        bar.advance(task, len(batch.tokens.values))
+
+    if isinstance(model, Reranker):
+        return model.score_tokens(tokens, progress=advance).scores
+    return model.encode_tokens(tokens, progress=advance)
 
 
 def compare(
     reference: Reference,
-    found: Embeddings,
+    found: Embeddings | Floats,
     unscored: tuple[int, ...],
     limits: Tolerances | None = None,
 ) -> dict[str, Any]:
-    """Return the figures of every head that both have, and the limits they should keep to."""
+    """Return the figures of every head that both have, and the limits they should keep to.
+
+    Found are embeddings, or the scores of a reranker.
+    """
     limits = limits or EXACT
     lengths = reference.ids.lengths
     figures: dict[str, Any] = {
@@ -211,31 +214,76 @@ def compare(
         "longest": int(lengths.max()),
         "tolerances": dataclasses.asdict(limits),
     }
-    if reference.dense is not None and found.dense is not None:
-        figures["dense"] = cosines(reference.dense, found.dense)
-    if reference.weights is not None and found.sparse is not None:
-        expected = lexical(reference.ids, reference.weights, unscored)
-        figures["sparse"] = sparse_figures(expected, found.sparse, limits.near_zero)
+    if not isinstance(found, Embeddings):
+        if reference.scores is not None:
+            figures["score"] = score_figures(reference.scores, found, limits.score_error)
+        return figures
+    colbert = None
     if reference.colbert is not None and found.colbert is not None:
         assert reference.colbert_rows is not None
-        sampled = [rows[reference.colbert_rows[i]] for i, rows in enumerate(found.colbert)]
-        expected_rows = [reference.colbert[i] for i in range(len(lengths))]
-        figures["colbert"] = cosines(reference.colbert.values, np.concatenate(sampled)) | {
-            "maxsim_error_max": float(
-                np.abs(
-                    score.maxsim(expected_rows, expected_rows) - score.maxsim(sampled, sampled)
-                ).max()
-            )
+        colbert = list(reference.colbert)
+        kept = [rows[reference.colbert_rows[i]] for i, rows in enumerate(found.colbert)]
+        found = dataclasses.replace(found, colbert=kept)
+    expected = Embeddings(
+        dense=reference.dense,
+        sparse=None
+        if reference.weights is None
+        else lexical(reference.ids, reference.weights, unscored),
+        colbert=colbert,
+        n_tokens=lengths,
+        truncated=np.zeros(len(lengths), np.bool_),
+    )
+    return figures | differences(expected, found, limits)
+
+
+def differences(expected: Embeddings, found: Embeddings, limits: Tolerances) -> dict[str, Any]:
+    """Return the figures of every head that both have."""
+    figures: dict[str, Any] = {}
+    if expected.dense is not None and found.dense is not None:
+        figures["dense"] = cosines(expected.dense, found.dense)
+    if expected.sparse is not None and found.sparse is not None:
+        figures["sparse"] = sparse_figures(expected.sparse, found.sparse, limits.near_zero)
+    if expected.colbert is not None and found.colbert is not None:
+        a, b = expected.colbert, found.colbert
+        error = np.abs(score.maxsim(a, a) - score.maxsim(b, b)).max()
+        figures["colbert"] = cosines(np.concatenate(a), np.concatenate(b)) | {
+            "maxsim_error_max": float(error)
         }
     return figures
 
 
 def cosines(expected: Floats, found: Floats) -> dict[str, float]:
-    """Return the worst and the mean cosine over rows; float64, or 1 - 1e-7 would round."""
+    """Return the worst and the mean cosine over rows."""
+    cosine = cosine_of(expected, found)
+    return {"cosine_min": float(cosine.min()), "cosine_mean": float(cosine.mean())}
+
+
+def cosine_of(expected: Floats, found: Floats) -> NDArray[np.float64]:
+    """Return the cosine of each row with its like, in float64, or 1 - 1e-7 would round."""
     a, b = expected.astype(np.float64), found.astype(np.float64)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    cosine = np.einsum("ij,ij->i", a, b) / np.maximum(norms, 1e-12)
-    return {"cosine_min": float(cosine.min()), "cosine_mean": float(cosine.mean())}
+    cosine: NDArray[np.float64] = np.einsum("ij,ij->i", a, b) / np.maximum(norms, 1e-12)
+    return cosine
+
+
+def score_figures(expected: Floats, found: Floats, limit: float) -> dict[str, float]:
+    """Compare the scores of pairs, before the sigmoid.
+
+    The correlation is Pearson's: a reranker's scores of unrelated texts are all alike, so that
+    their ranks hold no meaning; those of related ones stand out, and make the correlation. It is
+    left out where the checkpoint's scores differ by less than the error allowed.
+    """
+    a, b = expected.astype(np.float64), found.astype(np.float64)
+    error = np.abs(a - b)
+    figures = {
+        "error_max": float(error.max()),
+        "error_mean": float(error.mean()),
+        "spread": float(a.std()),
+    }
+    if figures["spread"] > limit:
+        # a found score that never changes has no correlation with anything
+        figures["correlation"] = float(np.corrcoef(a, b)[0, 1]) if b.std() > 0 else 0.0
+    return figures
 
 
 def sparse_figures(
@@ -265,22 +313,3 @@ def sparse_figures(
 def heaviest(weights: Mapping[int, float]) -> set[int]:
     """Return the keys of the greatest weights."""
     return set(sorted(weights, key=lambda key: (-weights[key], key))[:TOP])
-
-
-def failures(figures: Mapping[str, Any], limits: Tolerances) -> str:
-    """Say which figures are out of tolerance; empty if none is."""
-    checks = (
-        ("dense", "cosine_min", limits.dense_cosine, False),
-        ("colbert", "cosine_min", limits.colbert_cosine, False),
-        ("colbert", "maxsim_error_max", limits.maxsim_error, True),
-        ("sparse", "weight_error_max", limits.weight_error, True),
-        ("sparse", "keys_differ", 0, True),
-    )
-    found = []
-    for head, name, limit, is_most in checks:
-        value = figures.get(head, {}).get(name)
-        # written so that NaN fails
-        if value is not None and not (value <= limit if is_most else value >= limit):
-            bound = "at most" if is_most else "at least"
-            found.append(f"{head} {name} is {value}, expected {bound} {limit}")
-    return "; ".join(found)

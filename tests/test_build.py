@@ -13,8 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 import m3rt
-from m3rt import artifact, build, cli, parity
+from m3rt import artifact, build, cli, trial
 from m3rt.errors import ArtifactError, InputError, ParityError, UnavailableError
+from m3rt.gate import Terms
 from tests.conftest import ROOT, copied
 
 FILES = {
@@ -80,12 +81,10 @@ def test_nothing_to_prepare(mine: Path) -> None:
     assert (mine / artifact.MANIFEST).read_bytes() == before
 
 
-def test_out_of_tolerance_leaves_nothing(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_tolerance_leaves_nothing(mine: Path) -> None:
     before = sorted(file.name for file in mine.iterdir())
-    strict = {**parity.TOLERANCES, "int8": parity.EXACT}
-    monkeypatch.setattr(parity, "TOLERANCES", strict)
-    with pytest.raises(ParityError, match="cpu:int8 engine differs from the checkpoint: dense"):
-        build.run(mine, "cpu:int8")
+    with pytest.raises(ParityError, match=r"openvino:bf16 engine differs .* dense cosine_min is"):
+        build.run(mine, "openvino:bf16", terms=Terms({"dense_cosine": 1.1}))
     assert sorted(file.name for file in mine.iterdir()) == before
     artifact.check(artifact.read(mine))
 
@@ -124,7 +123,7 @@ def test_without_the_quantiser(mine: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def absent(name: str) -> Any:
         raise ModuleNotFoundError("No module named 'onnx_ir'", name="onnx_ir")
 
-    monkeypatch.setattr(build, "import_module", absent)
+    monkeypatch.setattr(trial, "import_module", absent)
     with pytest.raises(UnavailableError, match=r"pip install 'm3rt\[build\]'"):
         build.run(mine, "cpu:int8")
 
