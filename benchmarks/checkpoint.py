@@ -1,7 +1,8 @@
-"""Random M3 checkpoints of any size, laid out as BAAI/bge-m3 is.
+"""Random M3 checkpoints of any size, laid out as BAAI/bge-m3 is, or BAAI/bge-reranker-v2-m3.
 
     python -m benchmarks.checkpoint OUT                      the full size, 568M parameters
     python -m benchmarks.checkpoint OUT --hidden 64 --layers 2 ...
+    python -m benchmarks.checkpoint OUT --reranker
 
 Weights are random (seeded): right for speed, memory and parity, useless for retrieval. The
 tokenizer is the real one where there is one, else a small Unigram one trained on the sentences
@@ -21,10 +22,15 @@ import torch
 import typer
 from safetensors.torch import save_file
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import XLMRobertaConfig, XLMRobertaModel
+from transformers import (
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
+    XLMRobertaModel,
+)
 
 from m3rt.export.samples import sentences
 
+SPREAD = 3.0  # of a reranker's scores, about
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>"]
 
 
@@ -50,6 +56,7 @@ def make(
     seed: int = 0,
     std: float = 0.02,
     position_std: float = 0.02,
+    reranker: bool = False,
 ) -> Path:
     """Write a checkpoint directory.
 
@@ -60,6 +67,7 @@ def make(
         seed: of the weights.
         std: standard deviation of the weights of linear layers and embeddings.
         position_std: of the position embeddings; less lets vectors say more of the token.
+        reranker: with a classifier of one label, in the place of the three heads.
     """
     out.mkdir(parents=True, exist_ok=True)
     if tokenizer_dir is None:
@@ -85,7 +93,13 @@ def make(
         architectures=["XLMRobertaModel"],
     )
     torch.manual_seed(seed)
-    model = XLMRobertaModel(config, add_pooling_layer=False).eval()
+    model: torch.nn.Module
+    if reranker:
+        config.architectures = ["XLMRobertaForSequenceClassification"]
+        config.num_labels = 1
+        model = XLMRobertaForSequenceClassification(config).eval()
+    else:
+        model = XLMRobertaModel(config, add_pooling_layer=False).eval()
     with torch.no_grad():
         # a fresh model has zero biases and unit gains, which would hide mistakes with them
         for name, parameter in model.named_parameters():
@@ -95,12 +109,17 @@ def make(
                 parameter.normal_(1, 0.1)
             elif "position_embeddings" in name:
                 parameter.normal_(0, position_std)
+            elif name.startswith("classifier"):
+                # scores spread over some units, as those of trained weights do
+                parameter.normal_(0, SPREAD / shape.hidden**0.5)
     save_file(
         {name: value.contiguous() for name, value in model.state_dict().items()},
         out / "model.safetensors",
         metadata={"format": "pt"},
     )
     config.save_pretrained(out)
+    if reranker:
+        return out
     for name, width in (("sparse", 1), ("colbert", shape.colbert_dim or shape.hidden)):
         linear = torch.nn.Linear(shape.hidden, width)
         torch.save(linear.state_dict(), out / f"{name}_linear.pt")
@@ -165,9 +184,11 @@ def main(
     ffn: int = 4096,
     colbert_dim: int | None = None,
     seed: int = 0,
+    reranker: bool = False,
 ) -> None:
     """Write a random checkpoint of BGE-M3's shape, or of another."""
-    make(out, Shape(hidden, layers, heads, ffn, colbert_dim), tokenizer, seed)
+    shape = Shape(hidden, layers, heads, ffn, colbert_dim)
+    make(out, shape, tokenizer, seed, reranker=reranker)
 
 
 if __name__ == "__main__":

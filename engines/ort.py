@@ -59,6 +59,7 @@ class Packed:
             dense=out.get("dense"),
             weights=out.get("sparse"),
             colbert=None if colbert is None else np.split(colbert, tokens.starts[1:-1]),
+            scores=out.get("score"),
         )
 
 
@@ -86,6 +87,7 @@ class Padded:
             dense=out.get("dense"),
             weights=None if weights is None else unpad(weights, mask),
             colbert=None if colbert is None else cut(colbert, batch),
+            scores=out.get("score"),
         )
 
 

@@ -65,6 +65,7 @@ class Grouped:
             dense=out.get("dense"),
             weights=None if weights is None else weights[:count],
             colbert=None if colbert is None else np.split(colbert[:count], tokens.starts[1:-1]),
+            scores=out.get("score"),
         )
 
     @contextlib.contextmanager

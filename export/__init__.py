@@ -22,9 +22,9 @@ class Recipe:
     """What to make of a checkpoint."""
 
     heads: Heads | None = None  # None: all three
-    pooling: str | None = None  # cls or mean; None: as the checkpoint says
+    pooling: str | None = None  # of m3rt.types.Pooling; None: as the checkpoint says
     revision: str | None = None  # of a hub id
-    max_length: int | None = None  # None: the position embeddings' length, at most 8192
+    max_length: int | None = None  # None: as the checkpoint says, at most 8192
 
 
 def run(

@@ -116,12 +116,13 @@ def observe(
         model.graph.outputs.append(values[site.value])
     opened = session(model, graph.parent)
     random = np.random.default_rng(seed)
-    share = ROWS / max(ROWS, len(ids.values))
     seen: dict[str, list[tuple[Floats, Floats, Floats]]] = {site.name: [] for site in found}
     for batch in batches(ids, STEP):
         outputs = opened.run([site.value for site in found], feeds(opened, batch))
         for site, output in zip(found, outputs, strict=True):
-            rows = random.random(len(output)) < share
+            # where only first tokens are wanted, the last layer has a row for each text
+            every = len(ids) if len(output) == len(batch.tokens) else len(ids.values)
+            rows = random.random(len(output)) < ROWS / max(ROWS, every)
             seen[site.name].append((output.min(0), output.max(0), output[rows]))
         progress(len(batch.tokens.values))
     return {

@@ -1,32 +1,39 @@
-"""Reading an M3 checkpoint: the trunk, both head files, the tokenizer.
+"""Reading an M3 checkpoint: the trunk, both head files, the tokenizer; or a reranker's.
 
 A checkpoint is a directory laid out as BAAI/bge-m3 is (config.json, model.safetensors or
 pytorch_model.bin, sparse_linear.pt, colbert_linear.pt, tokenizer files), or the hub id of one.
 FlagEmbedding gives random heads, with one line in the log, where a head file is missing; here
 that is an error.
+
+A reranker is laid out as BAAI/bge-reranker-v2-m3 is: one checkpoint of transformers'
+XLMRobertaForSequenceClassification, or Roberta's, with one label.
 """
 
 from __future__ import annotations
 
-import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from m3rt import mcls
 from m3rt.errors import CheckpointError, InputError
-from m3rt.types import Heads
+from m3rt.export import declared
+from m3rt.export.declared import read_json
+from m3rt.types import Heads, Pooling
 
 TRUNKS = ("xlm-roberta", "roberta", "bert")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-POOLINGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
-MODULES = {"Transformer", "Pooling", "Normalize"}  # of sentence-transformers
+RERANKERS = ("XLMRobertaForSequenceClassification", "RobertaForSequenceClassification")
+LEAST_TEXT, LEAST_PAIR = 3, 6  # tokens: special ones, and one of each text
+CLASSIFIER = "classifier."  # what the names of a reranker's own tensors begin with
 HEAD_FILES = {Heads.SPARSE: "sparse_linear.pt", Heads.COLBERT: "colbert_linear.pt"}
 PATTERNS = ["*.json", "*.safetensors", "pytorch_model*.bin", "*.pt", "*.model", "*.txt"]
+
+LONGEST = 8192  # tokens of a text, where nothing else is said
 
 State = dict[str, torch.Tensor]
 
@@ -66,14 +73,20 @@ class Checkpoint:
     revision: str | None
     trunk: Trunk
     heads: Heads
-    pooling: str  # cls or mean
+    pooling: str  # see m3rt.types.Pooling
     max_length: int
+    lowercase: bool = False  # texts, before the tokenizer has its own way
+
+    @property
+    def cls_interval(self) -> int | None:
+        """Tokens from one CLS token to the next, for mcls pooling."""
+        return mcls.INTERVAL if self.pooling == Pooling.MCLS else None
 
     @property
     def weight_files(self) -> list[Path]:
         """Every file that weights are read from."""
-        trunk = shards(self.path)
-        return trunk + [self.path / HEAD_FILES[head] for head in self.heads & ~Heads.DENSE]
+        heads = [file for head, file in HEAD_FILES.items() if head in self.heads]
+        return shards(self.path) + [self.path / file for file in heads]
 
 
 def resolve(name: str, revision: str | None = None) -> tuple[Path, str | None]:
@@ -117,34 +130,73 @@ def read(
 
     Args:
         name: a directory or a hub id.
-        heads: to export; None is all three.
-        pooling: cls or mean; None reads sentence-transformers' 1_Pooling, else cls.
+        heads: to export; None is all three, or the score of a reranker.
+        pooling: of m3rt.types.Pooling; None is what sentence-transformers' files say, else cls.
         revision: branch, tag or commit of a hub id.
-        max_length: lowers the model's own.
+        max_length: up to what the position embeddings hold; None is what sentence-transformers'
+            files say, else as long as they do, at most 8192.
 
     Raises:
         CheckpointError: a file is missing or unreadable, or the architecture is not supported.
         InputError: an option does not fit the checkpoint.
     """
     path, commit = resolve(name, revision)
+    fed = declared.encoder(path)
     trunk = read_trunk(path)
-    heads = Heads.ALL if heads is None else heads
-    pooling = pooling or declared_pooling(path) or "cls"
-    if pooling not in ("cls", "mean"):
-        raise InputError(f"pooling is {pooling!r}, expected cls or mean")
-    for head in heads & ~Heads.DENSE:
-        file = path / HEAD_FILES[head]
-        if not file.is_file():
+    if heads is None:
+        classifies = any(name.endswith("ForSequenceClassification") for name in architectures(path))
+        heads = Heads.SCORE if classifies else Heads.ALL
+    if Heads.SCORE in heads:
+        check_reranker(path, heads, pooling)
+        pooling = "cls"  # whatever sentence-transformers' files declare
+    pooling = pooling or declared.pooling(path) or "cls"
+    if pooling not in list(Pooling):
+        raise InputError(f"pooling is {pooling!r}, expected {', '.join(Pooling)}")
+    for head, name_of_file in HEAD_FILES.items():
+        file = path / name_of_file
+        if head in heads and not file.is_file():
             raise CheckpointError(
                 f"{file} is missing: the {head.names[0]} head cannot be exported. If this "
                 "checkpoint has only a dense head, pass --heads dense"
             )
-    longest = min(trunk.max_length, 8192) if max_length is None else max_length
-    if not 3 <= longest <= trunk.max_length:
+    own = min(trunk.max_length, fed.max_length or LONGEST, LONGEST)
+    longest = own if max_length is None else max_length
+    least = LEAST_PAIR if Heads.SCORE in heads else LEAST_TEXT
+    if not least <= longest <= trunk.max_length:
         raise InputError(
-            f"max_length is {longest}, expected 3 to {trunk.max_length} (position embeddings)"
+            f"max_length is {longest}, expected {least} to {trunk.max_length} (position embeddings)"
         )
-    return Checkpoint(path, name, commit, trunk, heads, pooling, longest)
+    return Checkpoint(path, name, commit, trunk, heads, pooling, longest, fed.lowercase)
+
+
+def architectures(path: Path) -> list[str]:
+    """Return the classes of transformers that config.json names."""
+    config = read_json(path / "config.json")
+    named = config.get("architectures") if isinstance(config, dict) else None
+    return [str(name) for name in named] if isinstance(named, list) else []
+
+
+def check_reranker(path: Path, heads: Heads, pooling: str | None) -> None:
+    """Refuse a checkpoint or options that a score cannot be exported from."""
+    if heads != Heads.SCORE:
+        raise InputError(
+            f"heads are {', '.join(heads.names)}: a score is a reranker's only head; pass score "
+            "alone"
+        )
+    if pooling not in (None, "cls"):
+        raise InputError(f"pooling is {pooling!r}: a reranker's score is of the first token, cls")
+    file, found = path / "config.json", architectures(path)
+    alone = "to export its encoder alone, pass --heads dense"
+    if not set(found) & set(RERANKERS):
+        raise CheckpointError(
+            f"{file}: architectures is {found}, expected a reranker's, {' or '.join(RERANKERS)} "
+            f"(BERT's needs a pooler and token types, which m3rt does not have); {alone}"
+        )
+    config = read_json(file)
+    # transformers writes the labels' names, and takes two where there are none
+    labels = config.get("num_labels") or len(config.get("id2label") or "01")
+    if labels != 1:
+        raise CheckpointError(f"{file}: the model has {labels} labels, a reranker has 1; {alone}")
 
 
 def read_trunk(path: Path) -> Trunk:
@@ -182,51 +234,29 @@ def read_trunk(path: Path) -> Trunk:
     return trunk
 
 
-def declared_pooling(path: Path) -> str | None:
-    """Return the pooling that sentence-transformers' files declare, if they are there.
-
-    Raises:
-        CheckpointError: they declare another, or a step that m3rt does not have.
-    """
-    modules, file = path / "modules.json", path / "1_Pooling" / "config.json"
-    steps = read_json(modules) if modules.is_file() else []
-    kinds = {str(step["type"]).rpartition(".")[2] for step in steps}
-    if unknown := kinds - MODULES:
-        raise CheckpointError(
-            f"{modules} has {', '.join(sorted(unknown))}, which m3rt cannot export; to export "
-            "the encoder without it, pass --pooling"
-        )
-    if not file.is_file():
-        return None
-    declared = read_json(file)
-    if "pooling_mode" in declared:  # one name in new versions, one flag per mode in old ones
-        modes = [declared["pooling_mode"]]
-    else:
-        on = [key for key in declared if key.startswith("pooling_mode_") and declared[key]]
-        modes = [POOLINGS.get(key, key) for key in on]
-    if len(modes) != 1 or modes[0] not in POOLINGS.values():
-        raise CheckpointError(f"{file}: pooling is {modes}, expected cls or mean")
-    return str(modes[0])
-
-
 def read_weights(checkpoint: Checkpoint) -> State:
     """Return trunk and heads as float32, under the names of export.model.
+
+    What is neither is left out: a pooler, or a classifier that is not exported.
 
     Raises:
         CheckpointError: a tensor is missing, has another shape, or holds NaN or Inf.
     """
     state: State = {}
+    own = (CLASSIFIER,) if Heads.SCORE in checkpoint.heads else ()
+    wanted = ("embeddings.", "encoder.", *own)
     for file in shards(checkpoint.path):
         for name, value in load(file).items():
             # a classification or language model keeps its encoder under a prefix
             for prefix in ("roberta.", "bert.", "model."):
                 name = name.removeprefix(prefix)
-            if name.startswith(("embeddings.", "encoder.")) and not name.endswith("_ids"):
+            if name.startswith(wanted) and not name.endswith("_ids"):
                 state[name] = value
-    for head in checkpoint.heads & ~Heads.DENSE:
-        file = checkpoint.path / HEAD_FILES[head]
-        for name, value in load(file).items():
-            state[f"{file.stem}.{name}"] = value
+    for head, name_of_file in HEAD_FILES.items():
+        if head in checkpoint.heads:
+            file = checkpoint.path / name_of_file
+            for name, value in load(file).items():
+                state[f"{file.stem}.{name}"] = value
     if not state:
         raise CheckpointError(f"{checkpoint.path} holds no encoder weights")
     for name, value in state.items():
@@ -270,11 +300,3 @@ def load(file: Path) -> State:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     except Exception as error:  # pickle.UnpicklingError and what it wraps
         raise CheckpointError(f"{file} is not a file of tensors: {error}") from error
-
-
-def read_json(file: Path) -> Any:
-    """Read a JSON file of a checkpoint."""
-    try:
-        return json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is damaged: {error}") from error

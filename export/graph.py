@@ -24,7 +24,7 @@ def trace(module: M3) -> ir.Model:
 
     Inputs ``input_ids`` and ``attention_mask`` (batch, sequence) int64; outputs those of
     ``dense (batch, h)``, ``sparse (batch, sequence)``, ``colbert (batch, sequence, d)`` that
-    the module has.
+    the module has; of a reranker, ``score (batch,)``.
     """
     example = torch.tensor([[0, 5, 6, 2], [0, 5, 2, 1]])
     batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence")
@@ -53,8 +53,8 @@ def trace(module: M3) -> ir.Model:
 def declared_shape(value: ir.Value) -> ir.Shape:
     """Return the shape of an output with its batch and sequence axes named."""
     assert value.shape is not None
-    if value.name == Heads.DENSE.names[0]:
-        return ir.Shape(["batch", value.shape[1]])
+    if value.name in (Heads.DENSE | Heads.SCORE).names:
+        return ir.Shape(["batch", *value.shape[1:]])
     return ir.Shape(["batch", "sequence", *value.shape[2:]])
 
 
@@ -86,6 +86,7 @@ def write(
             packed,
             form,
             pooling=checkpoint.pooling,
+            cls_interval=checkpoint.cls_interval,
             pad_id=checkpoint.trunk.pad_id,
             from_pad=checkpoint.trunk.from_pad,
         )

@@ -24,30 +24,43 @@ from m3rt.export.passes import (
     operand,
     producer,
 )
+from m3rt.types import Pooling
 
 INT64 = ir.DataType.INT64
 POSITIONS = "embeddings.position_embeddings.weight"
 
-# form to the version of ONNX's operators, and the attention of that form
+OF_TEXT = ("dense", "score")  # heads that give a row for each text; a model has one of them
+
+# form to the version of ONNX's operators, and what is of that form alone
 FORMS = {
-    "packed": (20, (functions.ATTENTION_LOOP,)),
-    "grouped": (23, (functions.GRID, functions.ATTENTION_GRID)),  # 23 has Attention
+    "packed": (20, (functions.ATTENTION_LOOP, functions.MEAN_LOOP)),
+    # 23 has Attention
+    "grouped": (23, (functions.GRID, functions.ATTENTION_GRID, functions.MEAN_GRID)),
 }
 
 
-def pack(model: ir.Model, form: str, *, pooling: str, pad_id: int, from_pad: bool) -> None:
+def pack(
+    model: ir.Model,
+    form: str,
+    *,
+    pooling: str,
+    cls_interval: int | None,
+    pad_id: int,
+    from_pad: bool,
+) -> None:
     """Turn the portable graph into one over tokens packed end to end.
 
     Inputs become ``input_ids (t,)``, ``starts (n + 1,)`` and, for each head, a scalar bool
-    ``want_<head>``; outputs ``dense (n, h)``, ``sparse (t,)`` and ``colbert (t, d)``. A head not
-    wanted comes out with no rows, and nothing is computed for it; where only the first tokens'
-    vectors are wanted, the last layer computes no others. No branches: the number of rows says it
-    all, which every runtime understands.
+    ``want_<head>``; outputs ``dense (n, h)``, ``sparse (t,)`` and ``colbert (t, d)``, or a
+    reranker's ``score (n,)``. A head not wanted comes out with no rows, and nothing is computed
+    for it; where only the CLS tokens' vectors are wanted, the last layer computes no others. No
+    branches: the number of rows says it all, which every runtime understands.
 
     Args:
         model: the portable graph; changed in place.
         form: packed or grouped.
-        pooling: cls or mean.
+        pooling: cls, mean or mcls.
+        cls_interval: for mcls, the tokens from one CLS token to the next.
         pad_id: the padding id.
         from_pad: whether positions count from the padding id (RoBERTa) or from 0 (BERT).
     """
@@ -88,9 +101,13 @@ def pack(model: ir.Model, form: str, *, pooling: str, pad_id: int, from_pad: boo
         if form == "packed"
         else grids(start, (starts, begin, owner), (starts, begin, owner))
     )
-    row_begin, row_owner, last_texts = begin, owner, texts
-    if pooling == "cls":
-        rows, row_starts = rows_wanted(start, size, starts, begin, wanted)
+    last_texts = texts
+    if pooling != Pooling.MEAN:
+        places, place_starts = cls_places(start, starts, begin, cls_interval)
+        every = any_wanted(start, wanted)
+        rows, row_starts, chosen = call(
+            start, "Rows", [size, starts, places, place_starts, every], 3
+        )
         (row_count,) = insert(start, "Size", [rows])
         row_begin, row_owner = call(start, "Owner", [row_count, row_starts], 2)
         narrow(found[-1], rows)
@@ -113,14 +130,18 @@ def pack(model: ir.Model, form: str, *, pooling: str, pad_id: int, from_pad: boo
     if pooled is not None:
         place = before(pooled)
         (n,) = insert(place, "Size", [begin])
-        (count,) = insert(place, "Mul", [n, wanted["dense"]])
-        if pooling == "cls":
-            chosen = first(place, row_begin, count)
-            replace(pooled, insert(place, "Gather", [hidden, chosen])[0])
+        (of_text,) = (wanted[head] for head in OF_TEXT if head in wanted)
+        (count,) = insert(place, "Mul", [n, of_text])
+        if pooling == Pooling.CLS:
+            few = first(place, chosen, count)
+            replace(pooled, insert(place, "Gather", [hidden, few])[0])
+        elif pooling == Pooling.MCLS:
+            (vectors,) = insert(place, "Gather", [hidden, chosen])
+            mean = call(place, "Mean", [vectors, place_starts, count], hidden=[width])
+            replace(pooled, mean[0])
         else:
-            replace(pooled, call(place, "Mean", [hidden, starts, begin, owner, count])[0])
+            replace(pooled, call(place, "Mean", [hidden, starts, count], hidden=[width])[0])
 
-    RemoveUnusedNodesPass()(model)
     for out in graph.outputs:
         if out.name in ("sparse", "colbert"):
             limit(out, hidden, wanted[out.name])
@@ -138,19 +159,28 @@ def count_of(graph: ir.Graph, head: str) -> ir.Value:
     return insert(graph[0], "Cast", [want], to=int(INT64))[0]
 
 
-def rows_wanted(
-    place: ir.Node,
-    size: ir.Value,
-    starts: ir.Value,
-    begin: ir.Value,
-    wanted: dict[str, ir.Value],
-) -> Sequence[ir.Value]:
-    """Return the rows of the last layer, and where each text's begin among them."""
+def cls_places(
+    place: ir.Node, starts: ir.Value, begin: ir.Value, interval: int | None
+) -> tuple[ir.Value, ir.Value]:
+    """Return where the CLS tokens are, and where each text's begin among them."""
+    if interval is None:  # one each
+        zero, one = constant(place, np.array(0)), constant(place, np.array(1))
+        (size,) = insert(place, "Size", [starts])
+        return begin, insert(place, "Range", [zero, size, one])[0]
+    step = interval + 1
+    total, place_starts = call(place, "ClsCounts", [starts, begin], 2, step=step)
+    place_begin, place_owner = call(place, "Owner", [total, place_starts], 2)
+    inputs = [total, begin, place_begin, place_owner]
+    return call(place, "ClsPlaces", inputs, step=step)[0], place_starts
+
+
+def any_wanted(place: ir.Node, wanted: dict[str, ir.Value]) -> ir.Value:
+    """Return whether a head that needs every token is wanted, as 0 or 1."""
     tokenwise = [wanted[name] for name in ("sparse", "colbert") if name in wanted]
     every = tokenwise[0] if tokenwise else constant(place, np.array(0))
     for other in tokenwise[1:]:
         (every,) = insert(place, "Max", [every, other])
-    return call(place, "Rows", [size, starts, begin, every], 2)
+    return every
 
 
 def narrow(attention: Attention, rows: ir.Value) -> None:
@@ -212,11 +242,11 @@ def ancestors(value: ir.Value) -> set[ir.Node]:
 
 
 def dense_input(hidden: ir.Value, pooling: str) -> ir.Value | None:
-    """Return what the dense head normalises, (B, h), or None if there is no dense head."""
+    """Return what the head of whole texts reads, (B, h), or None if there is none."""
     for node, _ in hidden.uses():
-        if pooling == "cls" and node.op_type == "Gather":
+        if pooling == Pooling.CLS and node.op_type == "Gather":
             return node.outputs[0]
-        if pooling == "mean" and node.op_type == "Mul":
+        if pooling != Pooling.CLS and node.op_type == "Mul":
             return consumer(consumer(node.outputs[0], "ReduceSum").outputs[0], "Div").outputs[0]
     return None
 

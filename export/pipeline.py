@@ -12,18 +12,20 @@ from typing import Any
 
 import numpy as np
 from rich.progress import Progress
+from tokenizers import Tokenizer as Backend
+from tokenizers import normalizers
 from transformers import AutoTokenizer
 
 from m3rt import __version__, artifact, parity
 from m3rt.artifact import Artifact, File, Manifest, Source
 from m3rt.doctor import version
 from m3rt.errors import CheckpointError, ParityError, UnavailableError
-from m3rt.export import Recipe, checkpoint, graph, model, oracle, samples
+from m3rt.export import Recipe, checkpoint, declared, graph, model, oracle, samples
 from m3rt.export.checkpoint import Checkpoint, State
 from m3rt.export.silence import silence
 from m3rt.parity import Reference
 from m3rt.tokenizer import Tokenizer
-from m3rt.types import Ragged
+from m3rt.types import Heads, Ragged
 
 SHORT = 1024  # tokens; longer texts add minutes in float32, and no other arithmetic
 
@@ -41,8 +43,8 @@ def run(name: str, out: Path, recipe: Recipe, force: bool, progress: Progress | 
     with artifact.staged(out, force) as part:
         write_config(source, part)
         unscored = write_tokenizer(source, part)
-        tokenizer = Tokenizer.from_file(part / "tokenizer.json")
-        ids = samples.tokens(tokenizer, source.max_length)
+        tokenizer = Tokenizer.from_file(part / "tokenizer.json", source.cls_interval)
+        ids = gate_ids(tokenizer, source.heads, source.max_length)
         reference, graphs, colbert_dim = write_model(source, ids, part, bars)
         gc.collect()  # traced modules are cycles; the gate needs their memory
         manifest = Manifest(
@@ -55,6 +57,7 @@ def run(name: str, out: Path, recipe: Recipe, force: bool, progress: Progress | 
             architecture=source.trunk.architecture,
             heads=source.heads.names,
             pooling=source.pooling,
+            cls_interval=source.cls_interval,
             hidden=source.trunk.hidden,
             colbert_dim=colbert_dim,
             layers=source.trunk.layers,
@@ -84,9 +87,14 @@ def verify(made: Artifact, against: str, engine: str, progress: Progress | None)
     source = checkpoint.read(against, manifest.head_flags, manifest.pooling)
     state = checkpoint.read_weights(source)
     check_same_shape(manifest, source, state)
-    tokenizer = Tokenizer.from_file(made.path / "tokenizer.json")
-    ids = samples.tokens(tokenizer, manifest.max_length)
+    ids = gate_ids(Tokenizer.of(made), manifest.head_flags, manifest.max_length)
     return parity.gate(made, oracle.run(source, state, ids, bars), engine, bars)
+
+
+def gate_ids(tokenizer: Tokenizer, heads: Heads, max_length: int) -> Ragged[np.int32]:
+    """Return what the gate runs: texts, or pairs of texts for a reranker."""
+    chosen = samples.pairs if Heads.SCORE in heads else samples.tokens
+    return chosen(tokenizer, max_length)
 
 
 def check_same_shape(manifest: Manifest, source: Checkpoint, state: State) -> None:
@@ -103,6 +111,7 @@ def check_same_shape(manifest: Manifest, source: Checkpoint, state: State) -> No
         ("vocab", trunk.vocab),
         ("pad_id", trunk.pad_id),
         ("colbert_dim", colbert_dim(state)),
+        ("cls_interval", source.cls_interval),
         ("max_length", min(manifest.max_length, trunk.max_length)),
     ):
         found = getattr(manifest, name)
@@ -145,7 +154,7 @@ def colbert_dim(state: State) -> int | None:
 
 def write_config(source: Checkpoint, part: Path) -> None:
     """Write config.json without the name that old transformers noted: often a local path."""
-    config = checkpoint.read_json(source.path / "config.json")
+    config = declared.read_json(source.path / "config.json")
     config.pop("_name_or_path", None)
     (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
@@ -165,6 +174,8 @@ def write_tokenizer(source: Checkpoint, part: Path) -> tuple[int, ...]:
         raise CheckpointError(
             f"{source.path}: its tokenizer has no tokenizer.json and cannot be converted to one"
         )
+    if source.lowercase:
+        lower_case(tokenizer.backend_tokenizer)
     tokenizer.save_pretrained(part)
     largest = max(tokenizer.get_vocab().values())  # added tokens among them
     if largest >= source.trunk.vocab:
@@ -176,6 +187,12 @@ def write_tokenizer(source: Checkpoint, part: Path) -> tuple[int, ...]:
     special = tokenizer.special_tokens_map
     ids = {tokenizer.convert_tokens_to_ids(special[name]) for name in names if name in special}
     return tuple(sorted(ids))
+
+
+def lower_case(backend: Backend) -> None:
+    """Let a tokenizer see texts in lower case, as sentence-transformers does for do_lower_case."""
+    own = [] if backend.normalizer is None else [backend.normalizer]
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
 
 
 def describe(title: str, files: Sequence[Path], bars: Progress) -> dict[str, File]:

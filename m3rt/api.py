@@ -7,8 +7,10 @@ from pathlib import Path
 
 from m3rt import artifact, engines
 from m3rt.artifact import Artifact
+from m3rt.reranker import Reranker
 from m3rt.runtime import M3
 from m3rt.tokenizer import Tokenizer
+from m3rt.types import Engine
 
 
 def load(path: str | Path, engine: str = "auto", *, streams: int = 1) -> M3:
@@ -24,15 +26,43 @@ def load(path: str | Path, engine: str = "auto", *, streams: int = 1) -> M3:
 
     Raises:
         ArtifactError: the directory is missing, damaged or foreign.
+        InputError: it is a reranker; see load_reranker.
         UnavailableError: the engine's package, provider or device is not there.
     """
     return start(artifact.read(path), engine, streams)
 
 
+def load_reranker(path: str | Path, engine: str = "auto", *, streams: int = 1) -> Reranker:
+    """Open the model directory of a reranker with an engine; arguments and errors as of load.
+
+    Raises:
+        InputError: it is an embedder; see load.
+    """
+    return start_reranker(artifact.read(path), engine, streams)
+
+
 def start(model: Artifact, engine: str, streams: int = 1) -> M3:
     """Start an engine on a model directory that is open; see load."""
+    model.expect(reranker=False)
+    return M3(model.manifest, *parts(model, engine, streams))
+
+
+def start_reranker(model: Artifact, engine: str, streams: int = 1) -> Reranker:
+    """Start an engine on a reranker's directory that is open; see load_reranker."""
+    model.expect(reranker=True)
+    return Reranker(model.manifest, *parts(model, engine, streams))
+
+
+def start_any(model: Artifact, engine: str) -> M3 | Reranker:
+    """Start an engine on a model directory that is open, whichever kind it is; see load."""
+    if model.manifest.is_reranker:
+        return start_reranker(model, engine)
+    return start(model, engine)
+
+
+def parts(model: Artifact, engine: str, streams: int) -> tuple[Tokenizer, Engine]:
+    """Open the tokenizer and the engine: both take a second or so, and neither waits."""
     with ThreadPoolExecutor(1, "m3rt") as pool:
-        # both take a second or so, and one does not wait for the other
         loading = pool.submit(engines.load, model, engine, streams)
-        tokenizer = Tokenizer.from_file(model.path / "tokenizer.json")
-        return M3(model.manifest, tokenizer, loading.result())
+        tokenizer = Tokenizer.of(model)
+        return tokenizer, loading.result()

@@ -1,6 +1,6 @@
 """A model directory: what m3rt export writes and everything else reads.
 
-model.onnx         the portable graph: input_ids, attention_mask -> dense, sparse, colbert
+model.onnx         the portable graph: input_ids, attention_mask -> dense, sparse, colbert, or score
 model.onnx.data    all weights, shared by every graph
 packed.onnx        the same network over tokens packed end to end, for engines without padding
 grouped.onnx       likewise, with attention over rectangles of texts
@@ -22,11 +22,13 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import index
 from pathlib import Path
 from typing import Any
 
+from m3rt.certificate import Certificate
 from m3rt.errors import ArtifactError, InputError
-from m3rt.types import Heads
+from m3rt.types import Heads, Pooling
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -57,8 +59,9 @@ class Build:
 
     files: tuple[str, ...]  # their sizes and hashes stand in Manifest.files
     versions: Mapping[str, str]
-    recipe: Mapping[str, Any]  # how; see the engine, and m3rt.export.quantize
+    recipe: Mapping[str, Any]  # how; see the engine, m3rt.export.quantize and m3rt.recovery
     parity: Mapping[str, Any]
+    certificate: Certificate | None = None  # of reduced precision; older builds have none
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class Manifest:
     source: Source
     architecture: str  # xlm-roberta, roberta or bert
     heads: tuple[str, ...]
-    pooling: str  # cls or mean: what the dense vector is made of
+    pooling: str  # see m3rt.types.Pooling
     hidden: int
     colbert_dim: int | None
     layers: int
@@ -81,12 +84,18 @@ class Manifest:
     versions: Mapping[str, str]  # of m3rt and of the libraries that made the files
     parity: Mapping[str, Any] = field(default_factory=dict)  # head to figures; see m3rt/parity.py
     builds: Mapping[str, Build] = field(default_factory=dict)  # by engine and precision: cpu:int8
+    cls_interval: int | None = None  # for mcls pooling: tokens from one CLS token to the next
     format: int = FORMAT
 
     @property
     def head_flags(self) -> Heads:
         """The heads as flags."""
         return Heads.parse(self.heads)
+
+    @property
+    def is_reranker(self) -> bool:
+        """Whether it scores pairs, and has no embeddings."""
+        return Heads.SCORE in self.head_flags
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +104,23 @@ class Artifact:
 
     path: Path
     manifest: Manifest
+
+    def expect(self, reranker: bool) -> None:
+        """Refuse a reranker where an embedder is expected, and the reverse.
+
+        Raises:
+            InputError: names what it is, and what takes it.
+        """
+        if self.manifest.is_reranker and not reranker:
+            raise InputError(
+                f"{self.path} is a reranker: it scores pairs, and has no embeddings. Use m3rt "
+                "rerank, or m3rt.load_reranker"
+            )
+        if reranker and not self.manifest.is_reranker:
+            raise InputError(
+                f"{self.path} is an embedder: it embeds single texts, and does not score pairs. "
+                "Use m3rt encode, or m3rt.load"
+            )
 
     def graph(self, form: str) -> Path:
         """Return the graph of this form.
@@ -191,7 +217,13 @@ def parse(path: Path) -> Manifest:
             files=files(data.pop("files")),
             builds={
                 name: Build(
-                    tuple(entry["files"]), entry["versions"], entry["recipe"], entry["parity"]
+                    files=tuple(entry["files"]),
+                    versions=entry["versions"],
+                    recipe=entry["recipe"],
+                    parity=entry["parity"],
+                    certificate=Certificate.read(found)
+                    if (found := entry.get("certificate"))
+                    else None,
                 )
                 for name, entry in data.pop("builds").items()
             },
@@ -200,6 +232,7 @@ def parse(path: Path) -> Manifest:
             **data,
         )
         manifest.head_flags  # noqa: B018 - refuses unknown names
+        check_pooling(manifest)
         built = [name for build in manifest.builds.values() for name in build.files]
         for name in [*manifest.files, *manifest.graphs.values(), *built]:
             if Path(name).name != name:
@@ -207,6 +240,18 @@ def parse(path: Path) -> Manifest:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"{path} is damaged: {error!r}; {EXPORT}") from error
     return manifest
+
+
+def check_pooling(manifest: Manifest) -> None:
+    """Refuse a pooling that is not known, or whose interval is not there.
+
+    Raises:
+        ValueError: says what was found.
+    """
+    needed = Pooling(manifest.pooling) is Pooling.MCLS
+    interval = manifest.cls_interval
+    if needed != (interval is not None) or (interval is not None and index(interval) < 1):
+        raise ValueError(f"pooling is {manifest.pooling}, and cls_interval {interval}")
 
 
 def files(data: Mapping[str, Any]) -> dict[str, File]:

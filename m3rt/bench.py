@@ -19,6 +19,7 @@ import numpy as np
 from m3rt import doctor, mixes, peak
 from m3rt.artifact import Artifact
 from m3rt.course import BATCH_LENGTH, LENGTHS, Job, Sample, Turns, measure
+from m3rt.errors import InputError
 from m3rt.mixes import Mix
 from m3rt.result import EngineRun, MixFacts, Model, Result, Settings
 from m3rt.tokenizer import Tokenizer
@@ -46,11 +47,14 @@ def run(
         say: is told each step before it begins.
 
     Raises:
-        InputError: a mix cannot be read. What goes wrong with an engine stands in its row.
+        InputError: a mix cannot be read, or the model is a reranker. What goes wrong with an
+            engine stands in its row.
     """
+    if model.manifest.is_reranker:
+        raise InputError(f"{model.path} is a reranker: m3rt bench measures embedders")
     created = datetime.now(UTC)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    tokenizer = Tokenizer.from_file(model.path / "tokenizer.json")
+    tokenizer = Tokenizer.of(model)
     longest = model.manifest.max_length
     read = tuple(mixes.read(name, tokenizer, longest) for name in dict.fromkeys(texts))
     machine = doctor.examine()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
+import itertools
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,23 +16,36 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from m3rt import api, artifact, formats, options, parity, records, render
+from m3rt import (
+    api,
+    artifact,
+    formats,
+    gate,
+    measuring,
+    options,
+    records,
+    render,
+    rerank_command,
+    verdicts,
+)
 from m3rt import build as prepare
-from m3rt.errors import EngineError, M3Error, ParityError, UnavailableError
+from m3rt.errors import M3Error, UnavailableError
 from m3rt.formats import Format
 from m3rt.options import (
+    Calibration,
+    DatasetLoss,
+    DatasetOption,
     Engine,
-    Engines,
+    GateTexts,
     HeadsOption,
     InputFormat,
     Json,
-    Lengths,
-    Mixes,
     Model,
     OnLong,
-    Pooling,
+    Recover,
+    Tolerance,
 )
-from m3rt.types import Heads
+from m3rt.types import Heads, Pooling
 
 BROKEN_PIPE = 141  # as a shell reports a program that SIGPIPE ended
 TERMINATED = 143  # the same for SIGTERM
@@ -99,14 +110,15 @@ def export(
     from m3rt.export import Recipe, run
 
     recipe = Recipe(heads, pooling.value if pooling else None, revision, max_length)
-    with differing(out, as_json), render.progress() as bar:
+    with verdicts.differing(out, as_json), render.progress() as bar:
         made = run(checkpoint, out, recipe, force, bar)
         for spec in builds or []:
             _, made = prepare.run(out, spec, progress=bar)
     if as_json:
         render.show_json(render.described(made))
     else:
-        render.show(render.parity(made.manifest.parity))
+        of_builds = map(verdicts.built, made.manifest.builds.values())
+        render.show(render.parity(made.manifest.parity), *itertools.chain(*of_builds))
 
 
 @app.command()
@@ -116,18 +128,21 @@ def build(
     precision: Annotated[
         str | None, typer.Option(help="fp32, bf16 or int8; default: the engine's best.")
     ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(help="For int8: texts like those to embed, one a line, or JSONL."),
-    ] = None,
+    calibration: Calibration = None,
+    tolerance: Tolerance = None,
+    gate_texts: GateTexts = None,
+    dataset: DatasetOption = None,
+    dataset_loss: DatasetLoss = None,
+    recover: Recover = True,
     force: Annotated[bool, typer.Option("--force", help="Build again what is built.")] = False,
     as_json: Json = False,
 ) -> None:
     """Prepare a model directory for an engine: quantised weights, files that open fast."""
-    with differing(model, as_json), render.progress() as bar:
+    with verdicts.differing(model, as_json), render.progress() as bar:
         ids = None if calibration is None else options.token_ids(model, calibration)
+        terms = options.terms(model, tolerance, gate_texts, dataset, dataset_loss, recover)
         spec = f"{engine}:{precision}" if precision else engine
-        choice, made = prepare.run(model, spec, ids, force, bar)
+        choice, made = prepare.run(model, spec, ids, force, bar, terms)
     done = made.manifest.builds.get(str(choice))
     if as_json:
         render.show_json(
@@ -137,7 +152,7 @@ def build(
     elif done is None:
         render.say(f"{choice} has nothing to prepare: it runs {model} as it is")
     else:
-        render.show(render.parity(done.parity))
+        render.show(*verdicts.built(done))
 
 
 @app.command()
@@ -147,40 +162,26 @@ def verify(
         str | None, typer.Option(help="Checkpoint to run; default: what it gave at export.")
     ] = None,
     engine: Engine = "auto",
+    tolerance: Tolerance = None,
+    gate_texts: GateTexts = None,
+    dataset: DatasetOption = None,
     as_json: Json = False,
 ) -> None:
     """Hash every file, run the model, and compare."""
     found = artifact.read(model)
     size = sum(file.bytes for file in found.manifest.files.values())
-    with differing(model, as_json), render.progress() as bar:
+    with verdicts.differing(model, as_json), render.progress() as bar:
         task = bar.add_task("hash", total=size)
         artifact.check(found, progress=lambda n: bar.advance(task, n))
+        certificate = None
         if against is None:
-            figures = parity.verify(found, engine, bar)
+            terms = options.terms(model, tolerance, gate_texts, dataset)
+            figures, certificate = gate.verify(found, engine, terms, bar)
         else:
             from m3rt.export import verify as verify_against
 
             figures = verify_against(found, against, engine, bar)
-    show_parity(model, figures, as_json)
-
-
-@contextlib.contextmanager
-def differing(model: Path, as_json: bool) -> Iterator[None]:
-    """Show the figures of a ParityError before it goes on."""
-    try:
-        yield
-    except ParityError as error:
-        if error.parity:
-            show_parity(model, error.parity, as_json)
-        raise
-
-
-def show_parity(model: Path, figures: Any, as_json: bool) -> None:
-    """Print the figures of a comparison."""
-    if as_json:
-        render.show_json({"path": str(model), "parity": figures})
-    else:
-        render.show(render.parity(figures))
+    verdicts.show(model, figures, certificate, as_json)
 
 
 @app.command()
@@ -238,16 +239,14 @@ def encode(
     as_json: Json = False,
 ) -> None:
     """Embed the texts of a file: one a line, or JSONL records with "text"."""
-    to_terminal = output == formats.STDOUT and sys.stdout.isatty()
+    to_terminal = formats.to_terminal(output)
     form = form or options.format_of(output)
     if tokens and form is not Format.JSONL:
         raise typer.BadParameter(f"--tokens is for jsonl, not for {form}")
     if to_terminal and form is not Format.JSONL:
         raise typer.BadParameter(f"{form} is binary, and stdout a terminal: pass --output FILE")
-    auto = InputFormat.JSONL if file.suffix == ".jsonl" else InputFormat.TEXT
-    jsonl = (auto if input_format is InputFormat.AUTO else input_format) is InputFormat.JSONL
+    jsonl = options.is_jsonl(file, input_format)
 
-    name = "stdin" if file == records.STDIN else str(file)
     began = time.monotonic()
     m3 = api.load(model, engine)
     run = partial(
@@ -268,7 +267,7 @@ def encode(
         render.progress(shown=not to_terminal) as bar,
     ):
         task = bar.add_task("encode", total=None if bar.disable else records.count(file))
-        for chunk in records.chunks(records.read(stream, name, jsonl)):
+        for chunk in records.chunks(records.read(stream, records.name_of(file), jsonl)):
             with records.placed(chunk):
                 found = run([r.text for r in chunk], progress=lambda n: bar.advance(task, n))
             write([record.id for record in chunk], found)
@@ -281,55 +280,9 @@ def encode(
         render.say(f"{done['truncated']} of {done['texts']} texts were too long and are truncated")
 
 
-@app.command()
-def bench(
-    model: Model,
-    engine: Engines = None,
-    mix: Mixes = None,
-    heads: HeadsOption = None,
-    lengths: Lengths = "16,128,512",
-    rounds: Annotated[int, typer.Option(min=1, help="Times each mix is encoded.")] = 3,
-    seconds: Annotated[
-        float, typer.Option(min=0, help="Time for an engine: what is over is measured less often.")
-    ] = 180,
-    streams: Annotated[int, typer.Option(min=1, help="Batches that run at once.")] = 1,
-    compare: Annotated[Path | None, typer.Option(help="An earlier --output.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Report to write.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Measure engines on this machine: speed, latency, memory, accuracy. See docs/bench.md."""
-    from m3rt import comparison, report, tables
-    from m3rt.bench import run
-    from m3rt.result import Settings, document
-
-    found = artifact.read(model)
-    names = (heads or found.manifest.head_flags).names
-    settings = Settings(names, options.parse_lengths(lengths), rounds, seconds, streams)
-    before = comparison.read(compare) if compare else None
-    with contextlib.ExitStack() as stack:
-        # opened first: what cannot be written is refused before the time is spent
-        to_json, to_html = (
-            stack.enter_context(formats.sink(path, Format.JSONL)) if path else None
-            for path in (output, html)
-        )
-        say = stack.enter_context(render.steps())
-        result = run(found, engine or ["auto"], mix or ["mixed"], settings, say)
-        kept = document(result)
-        compared = comparison.compare(str(compare), before, kept) if before else None
-        kept["comparison"] = asdict(compared) if compared else None
-        if to_json:
-            to_json.write(json.dumps(kept, indent=2).encode())
-        if to_html:
-            to_html.write(report.page(result, compared).encode())
-    if as_json:
-        render.show_json(kept)
-    else:
-        shown = map(render.sheet, tables.sheets(result, compared))
-        render.show(render.facts(tables.about(result)), *shown)
-    if not any(one.mixes for one in result.engines):
-        reasons = "; ".join(f"{one.engine}: {one.error}" for one in result.engines)
-        raise EngineError(f"no engine was measured: {reasons}")
+app.command()(measuring.bench)
+app.command("eval")(measuring.evaluate)
+app.command()(rerank_command.rerank)
 
 
 def main() -> None:

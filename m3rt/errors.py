@@ -4,7 +4,7 @@ M3Error
 ├─ InputError        not text, too long, or a head the model does not have
 ├─ CheckpointError   a checkpoint that is missing, damaged or of another kind
 ├─ ArtifactError     a model directory that is missing, damaged or foreign
-├─ ParityError       an exported model that differs from its checkpoint
+├─ ParityError       a model that differs from its checkpoint, or an engine from float32
 ├─ UnavailableError  a package, provider or device that is not there
 └─ EngineError       a run that failed, or gave NaN or Inf
 
@@ -15,7 +15,10 @@ expected and what to do.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from m3rt.certificate import Certificate
 
 
 class M3Error(Exception):
@@ -31,13 +34,19 @@ class InputError(M3Error, ValueError):
 
 
 class ParityError(M3Error):
-    """An exported model differs from its checkpoint by more than the tolerance."""
+    """A model differs from its checkpoint, or an engine from float32, by more than it may."""
 
     exit_code = 4
 
-    def __init__(self, message: str, parity: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        parity: Mapping[str, Any] | None = None,
+        certificate: Certificate | None = None,
+    ) -> None:
         super().__init__(message)
         self.parity = parity or {}  # the figures, in the form of Manifest.parity
+        self.certificate = certificate  # what the quality gate found, if it was run
 
 
 class ArtifactError(M3Error):

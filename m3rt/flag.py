@@ -16,7 +16,7 @@ import numpy as np
 from m3rt import pairs, score
 from m3rt.api import load
 from m3rt.errors import InputError
-from m3rt.heads import check_finite
+from m3rt.heads import check_finite, token_rows
 from m3rt.runtime import M3
 from m3rt.types import Floats, Heads, Ints, Ragged
 
@@ -35,6 +35,8 @@ class BGEM3FlagModel:
     * ``normalize_embeddings=False``, a ``pooling_method`` or ``colbert_dim`` that is not the
       model's, a head it lacks, and a ``max_length`` beyond its own are refused with InputError.
       Methods take no options for the tokenizer.
+    * A model of m3rt's ``mcls`` pooling wants ``pooling_method="mcls"``: FlagEmbedding has no such
+      thing. Its lengths count the CLS tokens put into a text, which have no ``colbert_vecs``.
     * ``use_fp16`` and ``use_bf16`` are ignored: the engine has its precision, and outputs are
       float32. (On the CPU, FlagEmbedding rounds the weights and then computes in float32.)
       ``batch_size`` is ignored too, as batches are made by tokens; so are ``convert_to_numpy``,
@@ -273,7 +275,8 @@ class BGEM3FlagModel:
                     ids, weights = batch.tokens[i], Ragged(raw.weights, batch.tokens.starts)[i]
                     lexical[row] = _lexical(ids, weights, manifest.unscored_ids)
                 if raw.colbert is not None:
-                    colbert[row] = self._truncate(raw.colbert[i][1:])
+                    rows = token_rows(raw.colbert[i], manifest.cls_interval)
+                    colbert[row] = self._truncate(rows)
         order = range(len(texts))
         return {
             "dense_vecs": self._truncate(dense) if Heads.DENSE in heads else None,

@@ -34,6 +34,11 @@ class Format(enum.StrEnum):
     PARQUET = "parquet"
 
 
+def to_terminal(output: Path) -> bool:
+    """Whether what is written would show on a terminal."""
+    return output == STDOUT and sys.stdout.isatty()
+
+
 @contextlib.contextmanager
 def sink(output: Path, form: Format) -> Iterator[BinaryIO]:
     """Give a file to fill, which gets its name, or goes to stdout, only if the block ends well.

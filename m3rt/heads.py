@@ -2,7 +2,8 @@
 
 REFERENCE: FlagEmbedding 1.4.2, inference/embedder/encoder_only/m3.py. Sparse: weights of the
 special tokens are dropped, equal ids merge by maximum, only weights above zero stay. ColBERT:
-the first token's row is dropped, the closing token's stays.
+the first token's row is dropped, the closing token's stays; with mcls pooling (m3rt.mcls), those
+of the CLS tokens inside a text are dropped likewise, and get no lexical weight.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from m3rt import mcls
 from m3rt.errors import EngineError
 from m3rt.types import (
     Batch,
@@ -26,13 +28,16 @@ from m3rt.types import (
 )
 
 
-def finish(batch: Batch, raw: Raw, unscored: Sequence[int]) -> Embeddings:
-    """Turn token weights into lexical weights, and drop the first token's ColBERT vector.
+def finish(
+    batch: Batch, raw: Raw, unscored: Sequence[int], cls_interval: int | None = None
+) -> Embeddings:
+    """Turn token weights into lexical weights, and drop the CLS tokens' ColBERT vectors.
 
     Args:
         batch: what the engine ran.
         raw: what it returned.
         unscored: ids that get no lexical weight (``<s> <pad> </s> <unk>``).
+        cls_interval: where a text has more CLS tokens than its first; see m3rt.mcls.
 
     Raises:
         EngineError: an output is NaN or Inf; names the head and the texts of the request.
@@ -41,10 +46,17 @@ def finish(batch: Batch, raw: Raw, unscored: Sequence[int]) -> Embeddings:
     return Embeddings(
         dense=raw.dense,
         sparse=None if raw.weights is None else lexical(batch.tokens, raw.weights, unscored),
-        colbert=None if raw.colbert is None else [rows[1:] for rows in raw.colbert],
+        colbert=None
+        if raw.colbert is None
+        else [token_rows(rows, cls_interval) for rows in raw.colbert],
         n_tokens=batch.tokens.lengths,
         truncated=np.zeros(len(batch.rows), np.bool_),
     )
+
+
+def token_rows(rows: Floats, cls_interval: int | None) -> Floats:
+    """Return a text's ColBERT rows without those of CLS tokens; a view where that is one block."""
+    return rows[1:] if cls_interval is None else mcls.without(rows, cls_interval)
 
 
 def check_finite(batch: Batch, raw: Raw) -> None:
@@ -52,6 +64,8 @@ def check_finite(batch: Batch, raw: Raw) -> None:
     bad: dict[str, Offsets] = {}
     if raw.dense is not None:
         bad["dense"] = np.flatnonzero(~np.isfinite(raw.dense).all(axis=1))
+    if raw.scores is not None:
+        bad["score"] = np.flatnonzero(~np.isfinite(raw.scores))
     if raw.weights is not None:
         starts = batch.tokens.starts
         places = np.flatnonzero(~np.isfinite(raw.weights))

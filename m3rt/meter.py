@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from m3rt import api, artifact, parity
+from m3rt import api, artifact, parity, tolerances
 from m3rt.artifact import Artifact
 from m3rt.errors import M3Error
 from m3rt.formats import Format, writer
@@ -73,7 +73,8 @@ def encode(model: M3, texts: Sequence[str], heads: Heads) -> tuple[Embeddings, d
         seconds["run"] += clock.lap()
         cpu.lap()
         batch, raw = step
-        parts.append((batch, finish(batch, raw, model.manifest.unscored_ids)))
+        done = finish(batch, raw, model.manifest.unscored_ids, model.manifest.cls_interval)
+        parts.append((batch, done))
         seconds["post"], host = seconds["post"] + clock.lap(), host + cpu.lap()
     seconds["run"] = max(0.0, seconds["run"] + clock.lap() - seconds["plan"])  # it plans, too
     cpu.lap()
@@ -165,8 +166,8 @@ def accuracy(subject: Subject, longest: int) -> dict[str, Any]:
         return {"figures": None}
     model = subject.model
     reference = parity.Reference.read(file).upto(min(longest, model.max_length))
-    found = parity.encode(model, reference, "", None)
-    limits = parity.TOLERANCES.get(model.engine.name.partition(":")[2])
+    found = parity.encode(model, reference.ids, "", None)
+    limits = tolerances.TOLERANCES.get(model.engine.name.partition(":")[2])
     return {"figures": parity.compare(reference, found, model.manifest.unscored_ids, limits)}
 
 

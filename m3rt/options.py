@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 
-from m3rt import __version__, artifact, engines, records
+from m3rt import __version__, artifact, candidates, datasets, engines, records, sample, tolerances
+from m3rt.artifact import Artifact
+from m3rt.candidates import Candidates
 from m3rt.errors import InputError
 from m3rt.formats import STDOUT, Format
+from m3rt.gate import Terms
+from m3rt.pair_tokenizer import PairTokenizer
+from m3rt.protocol import MIXTURES, Mixture
+from m3rt.sample import AnySample
+from m3rt.score import Weights
 from m3rt.tokenizer import Tokenizer
 from m3rt.types import Heads, Ragged
 
 LEAST_LENGTH = 3  # tokens of a text that is not empty
-
-
-class Pooling(enum.StrEnum):
-    """What the dense vector is made of."""
-
-    CLS = "cls"
-    MEAN = "mean"
 
 
 class InputFormat(enum.StrEnum):
@@ -72,6 +73,27 @@ def parse_lengths(numbers: str) -> tuple[int, ...]:
     return lengths
 
 
+def parse_weights(text: str) -> Mixture:
+    """Read --weights: a name, or three numbers for dense, sparse and ColBERT."""
+    if text in MIXTURES:
+        return MIXTURES[text]
+    try:
+        dense, sparse, colbert = map(float, text.split(","))
+    except ValueError:
+        names = ", ".join(MIXTURES)
+        raise typer.BadParameter(
+            f"{text!r} is none of {names}, nor three numbers joined by commas"
+        ) from None
+    return Mixture(Weights(dense, sparse, 0), Weights(dense, sparse, colbert))
+
+
+def chosen_languages(there: Sequence[str], asked: Sequence[str] | None) -> Sequence[str | None]:
+    """Return the languages to read of a data set; None takes the only one, if it names any."""
+    if not asked or not there:
+        return [None]
+    return there if "all" in asked else asked
+
+
 def engine_names() -> list[str]:
     """Complete --engine."""
     specs = [
@@ -83,15 +105,65 @@ def engine_names() -> list[str]:
 
 
 def token_ids(model: Path, file: Path) -> Ragged[np.int32]:
-    """Read texts for calibration, as token ids of a model."""
+    """Read texts for calibration, as token ids of a model; for a reranker, pairs."""
     found = artifact.read(model)
-    tokenizer = Tokenizer.from_file(found.path / "tokenizer.json")
+    if found.manifest.is_reranker:
+        return pair_ids(found, file)[0]
+    tokenizer = Tokenizer.of(found)
     with records.source(file) as stream:
         read = records.read(stream, str(file), jsonl=file.suffix == ".jsonl")
         texts = [record.text for record in read]
     if not texts:
         raise InputError(f"{file} holds no texts")
     return tokenizer(texts, found.manifest.max_length).ids
+
+
+def terms(
+    model: Path,
+    tolerance: list[str] | None,
+    gate_texts: Path | None,
+    dataset: Path | None,
+    dataset_loss: str | None = None,
+    recover: bool = True,
+) -> Terms:
+    """Read what an engine is held to."""
+    changed = tolerances.parse(tolerance or [])
+    if dataset_loss is not None:
+        if dataset is None:
+            raise typer.BadParameter("--dataset-loss is for --dataset")
+        changed |= tolerances.parse([f"ndcg_loss={dataset_loss}"])
+    return Terms(
+        changed,
+        None if gate_texts is None else gate_sample(model, gate_texts),
+        None if dataset is None else datasets.read(dataset),
+        recover,
+    )
+
+
+def pair_ids(model: Artifact, file: Path) -> tuple[Ragged[np.int32], Sequence[Candidates]]:
+    """Read queries with documents, as m3rt rerank does; return each pair's token ids, too."""
+    with records.source(file) as stream:
+        asked = list(records.lines(stream, str(file), candidates.parse))
+    pairs = [(one.query, document.text) for one in asked for document in one.documents]
+    if not pairs:
+        raise InputError(f"{file} holds no pairs")
+    length = model.manifest.max_length
+    return PairTokenizer(Tokenizer.of(model))(pairs, length, length * 3 // 4).ids, asked
+
+
+def gate_sample(model: Path, file: Path) -> AnySample:
+    """Read the user's own texts for the gate, or queries with documents for a reranker."""
+    found = artifact.read(model)
+    if not found.manifest.is_reranker:
+        return sample.own(file.name, token_ids(model, file))
+    ids, asked = pair_ids(found, file)
+    return sample.own_pairs(file.name, ids, [len(one.documents) for one in asked])
+
+
+def is_jsonl(file: Path, given: InputFormat) -> bool:
+    """Whether a file holds JSON records, as given or as its name says."""
+    auto = InputFormat.JSONL if file.suffix == ".jsonl" else InputFormat.TEXT
+    return (auto if given is InputFormat.AUTO else given) is InputFormat.JSONL
 
 
 def format_of(output: Path) -> Format:
@@ -146,4 +218,32 @@ Mixes = Annotated[
 Lengths = Annotated[
     str,
     typer.Option(help="Tokens of the texts whose latency is measured, joined by commas."),
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(help="For int8: texts like those to embed, or a reranker's input."),
+]
+Tolerance = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tolerance",
+        metavar="NAME=VALUE",
+        help="Of the gate, or a JSON file of several; give it again for another.",
+        show_default="the precision's",
+    ),
+]
+GateTexts = Annotated[
+    Path | None,
+    typer.Option(help="The gate's texts, or a reranker's input.", show_default="those built in"),
+]
+DatasetOption = Annotated[
+    Path | None,
+    typer.Option("--dataset", help="Measure nDCG@10 on this retrieval set, too."),
+]
+DatasetLoss = Annotated[
+    str | None, typer.Option(help="Part of it that may be lost.", show_default="1.0%")
+]
+Recover = Annotated[
+    bool,
+    typer.Option("--recover/--no-recover", help="Raise layers of int8 that misses the gate."),
 ]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from m3rt.errors import EngineError, InputError
+
+T = TypeVar("T")
 
 STDIN = Path("-")
 TEXTS = 1024  # of one chunk, and
@@ -45,17 +47,27 @@ def source(path: Path) -> Iterator[BinaryIO]:
 
 
 def read(stream: BinaryIO, name: str, jsonl: bool) -> Iterator[Record]:
-    """Read one text a line, or one JSON object a line.
+    """Read one text a line, or one JSON object a line; for errors see lines."""
+    return lines(stream, name, parse if jsonl else plain)
+
+
+def lines(stream: BinaryIO, name: str, parse: Callable[[str, int], T]) -> Iterator[T]:
+    """Read what stands in each line.
+
+    Args:
+        stream: UTF-8.
+        name: of the file, for errors.
+        parse: makes the value of a line, without its end, and its number, from 1.
 
     Raises:
-        InputError: a line is not UTF-8, or not a record; names the file and the line.
+        InputError: a line is not UTF-8, or parse refuses it; names the file and the line.
     """
     for number, data in enumerate(stream, 1):
         place = f"{name}, line {number}"
         try:
             line = data.decode("utf-8-sig" if number == 1 else "utf-8")
             line = line.removesuffix("\n").removesuffix("\r")
-            yield parse(line, number) if jsonl else Record(str(number), line, number)
+            yield parse(line, number)
         except UnicodeDecodeError as error:
             raise InputError(
                 f"{place}: byte {error.start} is 0x{data[error.start]:02x}, "
@@ -63,6 +75,11 @@ def read(stream: BinaryIO, name: str, jsonl: bool) -> Iterator[Record]:
             ) from error
         except InputError as error:
             raise InputError(f"{place}: {error}") from error
+
+
+def plain(line: str, number: int) -> Record:
+    """Take a line as a text."""
+    return Record(str(number), line, number)
 
 
 def parse(line: str, number: int) -> Record:
@@ -75,6 +92,17 @@ def parse(line: str, number: int) -> Record:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise InputError(f"not JSON ({error}); for plain text pass --input-format text") from error
+    return record_of(record, number, number)
+
+
+def record_of(record: Any, line: int, number: int) -> Record:
+    """Make a record of a JSON value; see parse.
+
+    Args:
+        record: what JSON gave.
+        line: where it stands.
+        number: what it is called if it has no id.
+    """
     if not isinstance(record, dict):
         raise InputError(f"found a JSON {type(record).__name__}, expected an object with 'text'")
     if "text" not in record:
@@ -83,15 +111,29 @@ def parse(line: str, number: int) -> Record:
     for field, value in (("text", text), ("title", title)):
         if not isinstance(value, str):
             raise InputError(f"{field!r} is {type(value).__name__}, expected a string")
-    identity = record.get("id", record.get("_id", number))
-    if isinstance(identity, bool) or not isinstance(identity, str | int):
-        raise InputError(f"the id is {type(identity).__name__}, expected a string or an integer")
-    found = Record(str(identity), f"{title} {text}" if title else text, number)
+    found = Record(identity(record, number), f"{title} {text}" if title else text, line)
+    check_characters(found.id + found.text)
+    return found
+
+
+def identity(record: Mapping[str, Any], number: int) -> str:
+    """Return the id of an object, or its number.
+
+    Raises:
+        InputError: the id is of another type.
+    """
+    found = record.get("id", record.get("_id", number))
+    if isinstance(found, bool) or not isinstance(found, str | int):
+        raise InputError(f"the id is {type(found).__name__}, expected a string or an integer")
+    return str(found)
+
+
+def check_characters(text: str) -> None:
+    """Refuse what JSON can write and Unicode does not have."""
     try:
-        (found.id + found.text).encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise InputError("an escape stands for a lone surrogate, which is no character") from error
-    return found
 
 
 def chunks(
@@ -110,13 +152,18 @@ def chunks(
         yield chunk
 
 
+def name_of(path: Path) -> str:
+    """Return what errors call a file."""
+    return "stdin" if path == STDIN else str(path)
+
+
 @contextlib.contextmanager
-def placed(chunk: list[Record]) -> Iterator[None]:
+def placed(chunk: list[Record], what: str = "texts") -> Iterator[None]:
     """Add to an error, which counts the texts of the chunk, where the chunk stands."""
     try:
         yield
     except (InputError, EngineError) as error:
-        start = f"counting texts from 0 at line {chunk[0].line}"
+        start = f"counting {what} from 0 at line {chunk[0].line}"
         raise type(error)(f"{start}: {error}") from error
 
 

@@ -14,7 +14,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from m3rt.artifact import Artifact
+from m3rt.artifact import Artifact, Build
 from m3rt.types import Heads
 
 if TYPE_CHECKING:
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
 # markup off: brackets, as in m3rt[cpu], are not rich's
 PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+# the one figure of each head that says most, and what it is called
+TELLING = {
+    "dense": ("dense cosine", "cosine_min"),
+    "colbert": ("ColBERT cosine", "cosine_min"),
+    "sparse": ("sparse top 10", "top10_equal"),
+    "score": ("score error", "error_max"),
+}
 people = Console(stderr=True, **PLAIN)
 
 
@@ -114,7 +121,7 @@ def parity(figures: Mapping[str, Any]) -> Table:
     verdict = "ok" if figures.get("ok") else "out of tolerance"
     table = titled(f"parity: {verdict} ({texts})", "head", "figure", "value", "tolerance")
     tolerances = figures.get("tolerances", {})
-    for head in Heads.ALL.names:
+    for head in (Heads.ALL | Heads.SCORE).names:
         for name, value in figures.get(head, {}).items():
             table.add_row(head, name, figure(value), figure(tolerance(tolerances, head, name)))
     return table
@@ -124,7 +131,7 @@ def tolerance(tolerances: Mapping[str, Any], head: str, name: str) -> Any:
     """Find the tolerance of a figure: dense_cosine is that of cosine_min, a mean has none."""
     stem, _, extreme = name.rpartition("_")
     if extreme not in ("min", "max"):
-        return ""
+        return tolerances.get(f"{head}_{name}", "")
     return tolerances.get(f"{head}_{stem}", tolerances.get(stem, ""))
 
 
@@ -151,6 +158,7 @@ def inspected(artifact: Artifact, engine: str) -> list[Table]:
             ("architecture", manifest.architecture),
             ("heads", ", ".join(manifest.heads)),
             ("pooling", manifest.pooling),
+            ("CLS tokens", f"every {n} tokens" if (n := manifest.cls_interval) else None),
             ("layers", manifest.layers),
             ("hidden size", manifest.hidden),
             ("ColBERT width", manifest.colbert_dim),
@@ -164,10 +172,13 @@ def inspected(artifact: Artifact, engine: str) -> list[Table]:
     files = titled("files", "name", "size", "sha256")
     for name, file in manifest.files.items():
         files.add_row(name, decimal(file.bytes), file.sha256[:12])
-    builds = titled("builds", "engine", "size", "dense cosine", "ColBERT cosine", "sparse top 10")
+    shown = [head for head in TELLING if head in manifest.heads]
+    columns = (*(TELLING[head][0] for head in shown), "top 10 kept", "layers raised")
+    builds = titled("builds", "engine", "size", *columns)
     for name, build in manifest.builds.items():
         size = sum(manifest.files[file].bytes for file in build.files)
-        builds.add_row(name, decimal(size), *map(figure, worst(build.parity)))
+        raised = len(build.recipe.get("recovery", {}).get("raised", ()))
+        builds.add_row(name, decimal(size), *map(figure, worst(build, shown)), str(raised or ""))
     tables = [about, files]
     if manifest.builds:
         tables.append(builds)
@@ -176,10 +187,19 @@ def inspected(artifact: Artifact, engine: str) -> list[Table]:
     return tables
 
 
-def worst(figures: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return the one figure of each head that says most; "" for a head there is not."""
-    named = (("dense", "cosine_min"), ("colbert", "cosine_min"), ("sparse", "top10_equal"))
-    return tuple(figures.get(head, {}).get(name, "") for head, name in named)
+def worst(build: Build, heads: Iterable[str]) -> tuple[Any, ...]:
+    """Return the one figure of each head that says most, and the worst overlap of a ranking.
+
+    A figure that there is not is "".
+    """
+    certificate = build.certificate
+    figures = certificate.figures if certificate else build.parity
+    of_heads = certificate.figures.values() if certificate else ()
+    overlaps = [one["top10_overlap"] for one in of_heads if "top10_overlap" in one]
+    return (
+        *(figures.get(head, {}).get(TELLING[head][1], "") for head in heads),
+        min(overlaps, default=""),
+    )
 
 
 def examined(report: Report) -> list[Table]:

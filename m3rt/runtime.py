@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
 
+from m3rt import steps
 from m3rt.artifact import Manifest
 from m3rt.errors import InputError
 from m3rt.heads import finish, merge
-from m3rt.plan import batches
 from m3rt.tokenizer import Tokenizer
 from m3rt.types import (
     Batch,
@@ -92,7 +89,8 @@ class M3:
         heads = self._available(heads)
         parts = []
         for batch, raw in self.run(tokens, heads, batch_tokens):
-            parts.append((batch, finish(batch, raw, self.manifest.unscored_ids)))
+            done = finish(batch, raw, self.manifest.unscored_ids, self.manifest.cls_interval)
+            parts.append((batch, done))
             if progress:
                 progress(batch)
         return merge(tokens, parts, self._nothing(heads))
@@ -135,32 +133,7 @@ class M3:
 
         This is the step below encode, for those who finish the outputs in another way.
         """
-        limits = self.engine.limits
-        if batch_tokens is not None:
-            if batch_tokens < 1:
-                raise InputError(f"batch_tokens is {batch_tokens}, expected at least 1")
-            limits = dataclasses.replace(limits, max_tokens=batch_tokens)
-        heads = self._available(heads)
-        work = batches(tokens.ids, limits)
-        if limits.parallel == 1:
-            for batch in work:
-                yield batch, self.engine.run(batch, heads)
-        else:
-            yield from self._run_at_once(work, heads, limits.parallel)
-
-    def _run_at_once(
-        self, work: Iterator[Batch], heads: Heads, parallel: int
-    ) -> Iterator[tuple[Batch, Raw]]:
-        """Run several batches at once, in order, without holding more than are needed."""
-        with ThreadPoolExecutor(parallel, "m3rt") as pool:
-            ahead: deque[tuple[Batch, Future[Raw]]] = deque()
-            for batch in work:
-                ahead.append((batch, pool.submit(self.engine.run, batch, heads)))
-                if len(ahead) > parallel:
-                    done, found = ahead.popleft()
-                    yield done, found.result()
-            for done, found in ahead:
-                yield done, found.result()
+        yield from steps.run(self.engine, tokens, self._available(heads), batch_tokens)
 
     def require(self, heads: Heads) -> None:
         """Refuse heads that the model lacks; ALL stands for all three here.

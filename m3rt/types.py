@@ -23,11 +23,15 @@ Bools = NDArray[np.bool_]
 
 
 class Heads(enum.Flag):
-    """The outputs to compute. ALL means every head the model has."""
+    """The outputs to compute. ALL means every head the model has.
+
+    SCORE is the one head of a reranker, which no embedder has; it is not part of ALL.
+    """
 
     DENSE = enum.auto()
     SPARSE = enum.auto()
     COLBERT = enum.auto()
+    SCORE = enum.auto()
     ALL = DENSE | SPARSE | COLBERT
 
     @property
@@ -37,7 +41,7 @@ class Heads(enum.Flag):
 
     @classmethod
     def parse(cls, names: Iterable[str]) -> Heads:
-        """Return the heads of these names; ``all`` stands for all three.
+        """Return the heads of these names; ``all`` stands for an embedder's three.
 
         Raises:
             ValueError: there is no head of that name.
@@ -48,9 +52,18 @@ class Heads(enum.Flag):
                 heads |= cls[name.strip().upper()]
             except KeyError:
                 raise ValueError(
-                    f"no head {name!r}; there are dense, sparse, colbert and all"
+                    f"no head {name!r}; there are dense, sparse, colbert and all, and score, "
+                    "which is a reranker's"
                 ) from None
         return heads
+
+
+class Pooling(enum.StrEnum):
+    """What the dense vector is made of."""
+
+    CLS = "cls"  # the first token's vector
+    MEAN = "mean"  # the mean of all tokens' vectors, special tokens included
+    MCLS = "mcls"  # the mean of the CLS tokens' vectors, of which a long text has more: m3rt.mcls
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,7 +129,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Raw:
-    """What an engine returns: unit vectors and token weights, without padding.
+    """What an engine returns: unit vectors, token weights or scores, without padding.
 
     A head that was not asked for is None. The engine never writes these arrays again.
     """
@@ -124,6 +137,7 @@ class Raw:
     dense: Floats | None = None  # (n, h)
     weights: Floats | None = None  # (t,) not negative
     colbert: list[Floats] | None = None  # (t_i, d) each; views of the engine's output
+    scores: Floats | None = None  # (n,) of pairs, not bounded: a reranker's
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +205,9 @@ class Embeddings:
 
     dense: Floats | None  # (n, h) unit vectors
     sparse: Sparse | None
-    colbert: list[Floats] | None  # (t_i - 1, d) unit vectors: one per token but the first
+    colbert: (
+        list[Floats] | None
+    )  # (t_i - c_i, d) unit vectors: one per token but the c_i CLS tokens
     n_tokens: Offsets  # (n,) tokens that were encoded, special tokens included
     truncated: Bools  # (n,) the text had more tokens than n_tokens
 

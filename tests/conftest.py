@@ -23,6 +23,10 @@ ODD = Shape(hidden=48, layers=3, heads=3, ffn=80, colbert_dim=20, positions=514)
 WIDE = Shape(hidden=128, layers=4, heads=2, ffn=256)
 
 
+# A reranker whose scores differ by more than rounding does, 1024 tokens long.
+PAIRS = Shape(hidden=64, layers=2, heads=4, ffn=128, positions=1026)
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The shared data: real tokenizer, fixtures, texts. Skips where there is none."""
@@ -77,6 +81,28 @@ def odd_model_dir(odd_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 def real_model_dir(real_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The export of real_checkpoint. Tests must not write in it."""
     return exported(real_checkpoint, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def reranker_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reranker, laid out as bge-reranker-v2-m3 is."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "reranker"
+    return make(folder, PAIRS, seed=3, std=0.3, reranker=True)
+
+
+@pytest.fixture(scope="session")
+def reranker_dir(reranker_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of reranker_checkpoint, built for every engine. Tests must not write in it."""
+    folder = exported(reranker_checkpoint, tmp_path_factory)
+    for engine in BUILDS:
+        build.run(folder, engine)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reranker(reranker_dir: Path) -> m3rt.Reranker:
+    """The reranker on the engine that is exact."""
+    return m3rt.load_reranker(reranker_dir, "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 
 from m3rt import Embeddings, Heads
+from m3rt.engines.ort import Packed
 from m3rt.runtime import M3
+from m3rt.types import Batch, Limits, ragged
 
 TEXTS = (
     "The capital of France is Paris, and the Seine flows through it.",
@@ -63,7 +69,10 @@ def shapes(model: M3, found: Embeddings, texts: Sequence[str]) -> None:
     assert len(found) == len(found.sparse) == len(found.colbert) == len(texts)
     np.testing.assert_allclose(np.linalg.norm(found.dense, axis=1), 1, atol=1e-3)
     for i, rows in enumerate(found.colbert):
-        assert rows.shape == (found.n_tokens[i] - 1, model.manifest.colbert_dim)
+        assert rows.shape == (
+            found.n_tokens[i] - cls_tokens(model, int(found.n_tokens[i])),
+            model.manifest.colbert_dim,
+        )
         np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-3)
         ids, weights = found.sparse.ids[i], found.sparse.weights[i]
         assert (np.diff(ids) > 0).all()
@@ -71,6 +80,35 @@ def shapes(model: M3, found: Embeddings, texts: Sequence[str]) -> None:
         assert not set(ids.tolist()) & set(model.manifest.unscored_ids)
     arrays = [found.dense, found.sparse.weights.values, *found.colbert]
     assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
+
+
+def cls_tokens(model: M3, n_tokens: int) -> int:
+    """How many of a text's tokens are CLS tokens that have no ColBERT row."""
+    interval = model.manifest.cls_interval
+    return 1 if interval is None else -(-max(1, n_tokens - 2) // (interval + 1))
+
+
+def batch_of(*lengths: int) -> Batch:
+    """Texts of any tokens."""
+    rows = [np.array([0, *[5] * (length - 2), 2], np.int32) for length in lengths]
+    return Batch(ragged(rows, np.int32), np.arange(len(lengths)), max(lengths))
+
+
+def rows_computed(graph: Path, batch: Batch, heads: Heads, folder: Path) -> dict[str, int]:
+    """Rows of each linear layer's output in a packed graph, from ONNX Runtime's own profile."""
+    options = ort.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(graph, options)
+    limits = Limits(64, 64, pads=False)
+    Packed("cpu:fp32", session, limits, Heads.ALL).run(batch, heads)
+    events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text())
+    return {
+        event["name"]: next(iter(event["args"]["output_type_shape"][0].values()))[0]
+        for event in events
+        if event["cat"] == "Node" and event["args"].get("op_name") == "MatMul"
+    }
 
 
 def same(a: Embeddings, i: int, b: Embeddings, j: int, tolerance: float) -> None:

@@ -128,7 +128,9 @@ MANIFESTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "leaves the directory",
     ),
 }
-FIELDS = {field.name for field in dataclasses.fields(Manifest)} - {"format", "graphs", "parity"}
+FIELDS = {field.name for field in dataclasses.fields(Manifest)} - {
+    *("format", "graphs", "parity", "cls_interval")
+}
 
 
 @pytest.mark.parametrize("damage", MANIFESTS)

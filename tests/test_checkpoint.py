@@ -518,6 +518,91 @@ def test_steps_after_the_pooling_are_refused(mine: Path) -> None:
     assert reading.read(str(mine), pooling="cls").pooling == "cls"
 
 
+def test_a_pooling_step_in_another_folder(mine: Path) -> None:
+    # the class names of sentence-transformers 5
+    kind = "sentence_transformers.sentence_transformer.modules"
+    steps = [
+        {"path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"},
+        {"path": "2_Pooling", "type": f"{kind}.pooling.Pooling"},
+        {"path": "3_Normalize", "type": f"{kind}.normalize.Normalize"},
+    ]
+    write(mine / "modules.json", steps)
+    write(mine / "2_Pooling" / "config.json", {"pooling_mode": "mean"})
+    write(mine / "1_Pooling" / "config.json", {"pooling_mode": "max"})
+    assert reading.read(str(mine)).pooling == "mean"
+
+
+def test_a_network_in_a_folder_of_its_own(mine: Path) -> None:
+    kind = "sentence_transformers.models.Transformer"
+    write(mine / "modules.json", [{"path": "0_Transformer", "type": kind}])
+    with pytest.raises(CheckpointError, match=r"export \S+0_Transformer, with --pooling"):
+        reading.read(str(mine), pooling="mean")
+
+
+@pytest.mark.parametrize("damaged", [3, [3], [{"path": ""}], {"type": "x"}])
+def test_damaged_steps(damaged: object, mine: Path) -> None:
+    write(mine / "modules.json", damaged)
+    with pytest.raises(CheckpointError, match=r"modules\.json is damaged"):
+        reading.read(str(mine))
+
+
+# Length and letter case
+
+
+STEPS = [{"path": "", "type": "sentence_transformers.models.Transformer"}]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("sentence_bert_config.json", {"max_seq_length": 256, "do_lower_case": False}, 256),
+        ("sentence_xlm-roberta_config.json", {"max_seq_length": 128}, 128),
+        ("sentence_bert_config.json", {"max_seq_length": 100_000}, 8192),
+        ("tokenizer_config.json", {"model_max_length": 512}, 512),
+        ("tokenizer_config.json", {"model_max_length": 10**30}, 8192),
+        ("tokenizer_config.json", {"model_max_length": 1e30}, 8192),
+        ("tokenizer_config.json", {"model_max_length": None}, 8192),
+    ],
+)
+def test_the_length_is_as_declared(
+    file: str, content: dict[str, Any], expected: int, mine: Path
+) -> None:
+    write(mine / file, content)
+    assert reading.read(str(mine)).max_length == 8192  # not of sentence-transformers: no limit
+    write(mine / "modules.json", STEPS)
+    assert reading.read(str(mine)).max_length == expected
+    assert reading.read(str(mine), max_length=700).max_length == 700
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"max_seq_length": "256"}, "the longest text is '256', expected a number"),
+        ({"max_seq_length": True}, "the longest text is True"),
+        ({"do_lower_case": "no"}, "do_lower_case is 'no', expected true or false"),
+        ([1], "holds a list"),
+    ],
+)
+def test_a_damaged_length(content: object, message: str, mine: Path) -> None:
+    write(mine / "modules.json", STEPS)
+    write(mine / "sentence_bert_config.json", content)
+    with pytest.raises(CheckpointError, match=message):
+        reading.read(str(mine))
+
+
+def test_lower_case_is_as_declared(mine: Path, tmp_path: Path) -> None:
+    def ids(text: str) -> list[int]:
+        pipeline.write_tokenizer(reading.read(str(mine)), tmp_path)
+        found: list[int] = Backend.from_file(str(tmp_path / "tokenizer.json")).encode(text).ids
+        return found
+
+    write(mine / "modules.json", STEPS)
+    before = ids("The Capital of FRANCE"), ids("the capital of france")
+    assert before[0] != before[1]
+    write(mine / "sentence_bert_config.json", {"do_lower_case": True})
+    assert ids("The Capital of FRANCE") == ids("the capital of france") == before[1]
+
+
 def test_damaged_pooling(mine: Path) -> None:
     write(mine / "1_Pooling" / "config.json", {})
     cut(mine / "1_Pooling" / "config.json")

@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 import m3rt
 from benchmarks.checkpoint import train_tokenizer
-from m3rt import api, artifact, cli, doctor, engines, errors, parity
+from m3rt import api, artifact, cli, doctor, engines, errors, gate
 from m3rt.artifact import Artifact
 from m3rt.engines import Probe
 from m3rt.types import Heads
@@ -89,12 +89,22 @@ try:
     cli.main()
 finally:
     heavy = {"torch", "onnxruntime", "openvino", "transformers", "pyarrow", "onnx"}
+    heavy |= {"scipy", "ir_measures", "regex", "mteb"}
     heavy &= sys.modules.keys()
     assert not heavy, heavy
 """
     done = finished("--help", code=code)
     assert done.returncode == 0, done.stderr
-    for command in (b"export", b"build", b"verify", b"inspect", b"doctor", b"encode", b"bench"):
+    for command in (
+        b"export",
+        b"build",
+        b"verify",
+        b"inspect",
+        b"doctor",
+        b"encode",
+        b"bench",
+        b"eval",
+    ):
         assert command in done.stdout
 
 
@@ -482,12 +492,16 @@ def test_verify(
     model: Artifact,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(parity, "verify", lambda found, engine, bar: model.manifest.parity)
+    monkeypatch.setattr(gate, "verify", lambda *_: (model.manifest.parity, None))
     done = run("verify", model.path)
     assert done.exit_code == 0
     assert "parity: ok" in done.stdout
     found = json.loads(run("verify", model.path, "--json", "--against", "ck").stdout)
-    assert found == {"path": str(model.path), "parity": dict(model.manifest.parity)}
+    assert found == {
+        "path": str(model.path),
+        "parity": dict(model.manifest.parity),
+        "certificate": None,
+    }
     assert exporter == [(artifact.read(model.path), "ck", "auto")]
 
 

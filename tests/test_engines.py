@@ -1,6 +1,5 @@
 """Every engine that can be opened here passes the contract."""
 
-import json
 import os
 import threading
 import time
@@ -15,7 +14,7 @@ import m3rt
 from m3rt import Heads, artifact, engines, processor
 from m3rt.engines import Probe, ov
 from m3rt.engines import ort as onnxruntime_engine
-from m3rt.types import Batch, Limits, ragged
+from m3rt.types import Batch, ragged
 from tests import contract
 from tests.conftest import copied
 
@@ -79,31 +78,11 @@ def test_openvino_keeps_the_tolerance_of_float32(model: m3rt.M3, model_dir: Path
         contract.same(a, i, b, i, 1e-5)
 
 
-def batch_of(*lengths: int) -> Batch:
-    """Texts of any tokens."""
-    rows = [np.array([0, *range(5, 3 + length), 2], np.int32) for length in lengths]
-    return Batch(ragged(rows, np.int32), np.arange(len(lengths)), max(lengths))
-
-
 def test_a_head_not_asked_for_is_not_computed(model_dir: Path, tmp_path: Path) -> None:
     graph = artifact.read(model_dir).graph("packed")
 
     def rows_computed(heads: Heads) -> dict[str, int]:
-        """Rows of each linear layer's output, from ONNX Runtime's own profile."""
-        options = ort.SessionOptions()
-        options.enable_profiling = True
-        options.profile_file_prefix = str(tmp_path / "profile")
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        session = ort.InferenceSession(graph, options)
-        limits = Limits(64, 64, pads=False)
-        engine = onnxruntime_engine.Packed("cpu:fp32", session, limits, Heads.ALL)
-        engine.run(batch_of(4, 6), heads)
-        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text())
-        return {
-            event["name"]: next(iter(event["args"]["output_type_shape"][0].values()))[0]
-            for event in events
-            if event["cat"] == "Node" and event["args"].get("op_name") == "MatMul"
-        }
+        return contract.rows_computed(graph, contract.batch_of(4, 6), heads, tmp_path)
 
     every = rows_computed(Heads.ALL)
     assert set(every.values()) == {10}
@@ -120,7 +99,7 @@ def test_a_head_not_asked_for_is_not_computed(model_dir: Path, tmp_path: Path) -
 @pytest.mark.parametrize("spec", ["cpu:fp32", "openvino:bf16", "cpu:int8"])
 def test_a_head_not_asked_for_is_not_copied(spec: str, built_dir: Path) -> None:
     engine = m3rt.load(built_dir, spec).engine
-    raw = engine.run(batch_of(4, 6), Heads.DENSE)
+    raw = engine.run(contract.batch_of(4, 6), Heads.DENSE)
     assert raw.dense is not None
     assert raw.dense.shape == (2, 64)
     assert (raw.weights, raw.colbert) == (None, None)

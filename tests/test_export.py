@@ -28,7 +28,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 import m3rt
-from m3rt import artifact, cli, export, parity
+from m3rt import artifact, cli, export, parity, tolerances
 from m3rt.artifact import Artifact, File
 from m3rt.engines import ort
 from m3rt.errors import ArtifactError, CheckpointError, InputError, ParityError
@@ -84,7 +84,7 @@ def test_the_figures_of_the_gate_are_kept(model_dir: Path) -> None:
     assert figures["engine"] == "cpu:fp32"
     assert figures["longest"] == 8192
     assert figures["texts"] > len(samples.sentences()) > 60
-    assert figures["tolerances"] == dataclasses.asdict(parity.Tolerances())
+    assert figures["tolerances"] == dataclasses.asdict(tolerances.Tolerances())
     for head in ("dense", "colbert"):
         assert 1 - 1e-6 < figures[head]["cosine_min"] <= figures[head]["cosine_mean"] < 1 + 1e-6
     assert 0 <= figures["sparse"]["weight_error_max"] < 1e-5

@@ -12,7 +12,18 @@ import pytest
 import m3rt
 
 ROOT = Path(__file__).parents[1]
-JOINTS = {"api.py", "cli.py", "options.py", "render.py", "doctor.py", "parity.py", "build.py"}
+JOINTS = {
+    *(
+        "api.py",
+        "cli.py",
+        "options.py",
+        "render.py",
+        "doctor.py",
+        "parity.py",
+        "build.py",
+        "trial.py",
+    ),
+}
 CLOSED = {
     "m3rt": ("m3rt.export", "m3rt.engines"),
     "engines": ("m3rt.export", "m3rt.runtime", "m3rt.api"),
