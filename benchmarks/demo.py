@@ -1,8 +1,8 @@
 """make demo: export a checkpoint, encode real sentences, look at the three outputs, search.
 
-Without an argument the checkpoint is a small one with random weights, because real ones cannot
-be had everywhere: its outputs are as exact as any, but its rankings only see shared tokens.
-With the real weights, ``make demo CHECKPOINT=BAAI/bge-m3`` searches by meaning.
+Without an argument the checkpoint is the small trained one of benchmarks/small, because the real
+one cannot be had everywhere: it finds what shares words, or common words of one meaning. With the
+real weights, ``make demo CHECKPOINT=BAAI/bge-m3`` searches by meaning, across languages.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 import m3rt
-from benchmarks.checkpoint import Shape, make
+from benchmarks.small import CHECKPOINT
 from m3rt import artifact, export, render, score
 
 PASSAGES = (
@@ -27,9 +27,9 @@ PASSAGES = (
     "El agua hierve a cien grados al nivel del mar.",
     "法国的首都是巴黎，塞纳河穿城而过。",
     "Столица Франции — Париж, через него течёт Сена.",
-    "पेरिस से कौन सी नदी बहती है?",
+    "सीन नदी पेरिस से होकर बहती है।",
     "عاصمة فرنسا هي باريس.",
-    "パリを流れる川は何ですか？",
+    "京都には古いお寺がたくさんあります。",
 )
 QUERIES = (
     "Which river flows through Paris?",
@@ -37,8 +37,8 @@ QUERIES = (
     "Какая река протекает через Париж?",
     "哪条河流经巴黎？",
 )
+ANSWERS = (PASSAGES[0], PASSAGES[1], PASSAGES[5], PASSAGES[4])
 WEIGHTS = score.Weights(dense=1.0, sparse=0.3, colbert=1.0)  # the paper's, for all three
-SMALL = Shape(hidden=256, layers=4, heads=4, ffn=1024)
 
 
 def three_outputs(model: m3rt.M3, texts: tuple[str, ...], found: m3rt.Embeddings) -> Table:
@@ -92,16 +92,16 @@ def search(query: str, row: int, scores: score.Scores) -> Table:
 
 def main(
     checkpoint: Annotated[
-        str, typer.Argument(help="Directory or hub id; none: a small random one.")
+        str, typer.Argument(help="Directory or hub id; none: the small trained one.")
     ] = "",
     folder: Annotated[Path, typer.Option(help="Where to keep the model.")] = Path(".demo"),
 ) -> None:
     """Export, encode, search."""
     console = Console()
-    name = checkpoint.replace("/", "--") or "random"
+    name = checkpoint.replace("/", "--") or "small"
     out = folder / name
     if not out.exists():
-        source = checkpoint or str(make(folder / "checkpoint", SMALL, position_std=0.002))
+        source = checkpoint or str(CHECKPOINT)
         console.print(f"m3rt export {source} {out}")
         with Progress(console=console) as bars:
             export.run(source, out, progress=bars)
@@ -115,8 +115,8 @@ def main(
         console.print(search(query, row, scores))
     if not checkpoint:
         console.print(
-            "These weights are random: the vectors are the checkpoint's, but the ranking "
-            "knows shared tokens only.\nWith the real ones: make demo CHECKPOINT=BAAI/bge-m3"
+            "The model is benchmarks/small: four layers, 7 MB, trained for this project. "
+            "With the real one: make demo CHECKPOINT=BAAI/bge-m3"
         )
 
 
