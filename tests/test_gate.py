@@ -125,10 +125,8 @@ def loud_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export.run(str(checkpoint), folder / "model", export.Recipe(max_length=512)).path
 
 
-@pytest.mark.parametrize("spec", ["cpu:int8", "openvino:int8"])
-def test_recovery_raises_few_layers_and_reports_the_cost(
-    spec: str, loud_dir: Path, tmp_path: Path
-) -> None:
+def test_recovery_raises_few_layers_and_reports_the_cost(loud_dir: Path, tmp_path: Path) -> None:
+    spec = "cpu:int8"
     mine = copied(loud_dir, tmp_path / "mine").path
     limit = halfway(mine, spec, tmp_path)
     done = run("build", mine, "--engine", spec, "--tolerance", f"dense_cosine={limit}")
@@ -157,9 +155,7 @@ def test_recovery_raises_few_layers_and_reports_the_cost(
     again = run("verify", mine, "--engine", spec, "--json")
     assert again.exit_code == 0, again.output
     found = Certificate.read(json.loads(again.stdout)["certificate"])
-    assert found.tolerances == entry.certificate.tolerances
-    if spec == "cpu:int8":
-        assert found == entry.certificate
+    assert found == entry.certificate
 
 
 def halfway(model: Path, spec: str, folder: Path) -> float:
