@@ -51,7 +51,9 @@ def run(
             engine stands in its row.
     """
     if model.manifest.is_reranker:
-        raise InputError(f"{model.path} is a reranker: m3rt bench measures embedders")
+        raise InputError(
+            f"{model.path} is a reranker: m3rt bench measures embedders; to run it, see m3rt rerank"
+        )
     created = datetime.now(UTC)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     tokenizer = Tokenizer.of(model)

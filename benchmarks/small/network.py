@@ -96,7 +96,7 @@ class Network(nn.Module):
             # every token counts at first, so that the head has something to choose from
             self.sparse_linear.weight.mul_(0.1)
             self.sparse_linear.bias.fill_(0.15)
-            # large encoders have a few channels that are large in every token; see card.py
+            # large encoders have a few channels that are large in every token; see outliers.py
             last = self.trunk.encoder.layer[-1].output.LayerNorm
             for channel, bias in OUTLIERS.items():
                 self.trunk.embeddings.LayerNorm.bias[channel] = bias

@@ -21,7 +21,7 @@ def train(lines: Sequence[str], vocab: int, out: Path) -> tokenizers.Tokenizer:
         model_writer=model,
         vocab_size=vocab - ADDED,
         model_type="unigram",
-        character_coverage=0.9998,  # hundreds of thousands of letters in some thirty scripts
+        character_coverage=0.9998,  # the rest are letters seen a few times
         normalization_rule_name="nmt_nfkc",
         max_sentence_length=1 << 16,
         num_threads=2,
