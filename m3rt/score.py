@@ -42,14 +42,15 @@ class Weights:
         Raises:
             InputError: the weights of these heads do not sum to more than 0.
         """
-        weights = {head: float(getattr(self, head)) for head in scores}
+        # in one order whatever that of the scores, or equal sums would round apart
+        weights = {head: float(getattr(self, head)) for head in sorted(scores)}
         total = sum(weights.values())
         if not total > 0:
             raise InputError(
                 f"the weights of {', '.join(scores)} sum to {total}, expected more than 0: give a "
                 "weight to a head that queries and documents both have"
             )
-        combined = sum(weights[head] * scores[head] for head in scores) / total
+        combined = sum(weights[head] * scores[head] for head in weights) / total
         return np.asarray(combined, np.float32)
 
 
