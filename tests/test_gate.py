@@ -181,7 +181,6 @@ def test_a_hopeless_tolerance(mine: Path) -> None:
         "the cpu:int8 engine differs from float32: dense cosine_min is",
         "expected at least 1.1; so it is with all 10 layers in higher precision",
         "most of the harm to dense: ",
-        "word embeddings",
     ):
         assert part in done.stderr
     assert "colbert" not in done.stderr
@@ -199,7 +198,7 @@ def test_a_hopeless_tolerance(mine: Path) -> None:
 
 def test_the_layers_of_bf16(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     terms = Terms({"colbert_cosine": 1.1})
-    with pytest.raises(ParityError, match=r"colbert cosine_min .*harm to colbert: .*layer 1 "):
+    with pytest.raises(ParityError, match=r"colbert cosine_min .*harm to colbert: .*layer \d "):
         build.run(mine, "openvino:bf16", terms=terms)
 
     def absent(name: str) -> Any:
