@@ -1,6 +1,6 @@
-"""An int8 graph from the float32 one: calibration, a sensitivity sweep, and the rewriting.
+"""A graph of 8 bits from the float32 one: calibration, a sensitivity sweep, and the rewriting.
 
-Linear layers of the network become int8, the word embeddings int8 with one scale a row, the
+Linear layers of the network become int8 or fp8, the word embeddings int8 with one scale a row, the
 position embeddings float16. Heads, attention, LayerNorm and residuals stay as they are, and so do
 the sites that a build keeps to pass the quality gate.
 """
@@ -22,14 +22,19 @@ from m3rt import __version__
 from m3rt.artifact import Artifact
 from m3rt.export import calibrate, sensitivity
 from m3rt.export.rewriter import rewrite
-from m3rt.export.scales import ALPHAS, CLIPS, UNEVEN, WORTH, Scale, fit
+from m3rt.export.scales import ALPHAS, CLIPS, UNEVEN, WORTH, Grid, Scale, fit
 from m3rt.harm import WORDS, Harm
 from m3rt.types import Ragged
 
 LENGTH = 1024  # tokens of a calibration text that are looked at
 SWEEP_TOKENS = 256
-RECIPE = "int8-recipe.npz"
-LAYOUT = 2  # of that file
+FILES = {
+    Grid.UINT8: "int8-recipe.npz",
+    Grid.INT8: "int8-symmetric-recipe.npz",
+    Grid.E4M3: "fp8-recipe.npz",
+}
+LAYOUT = 3  # of such a file
+HALVES = {"bf16": ir.DataType.BFLOAT16, "fp16": ir.DataType.FLOAT16}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,8 +45,14 @@ class Recipe:
     harm: Harm  # what the rounding of a site alone does; see sensitivity
     texts: int
     tokens: int
+    grid: Grid
 
-    def save(self, path: Path, key: str) -> None:
+    @property
+    def file(self) -> str:
+        """The name of the file that save writes."""
+        return FILES[self.grid]
+
+    def save(self, folder: Path, key: str) -> None:
         """Keep it for the next engine; ``key`` says of what weights and texts it is."""
         heads = list(next(iter(self.harm.values())))
         arrays: dict[str, Any] = {"key": key, "sites": list(self.scales)}
@@ -53,19 +64,23 @@ class Recipe:
         for name, scale in self.scales.items():
             if scale.smooth is not None:
                 arrays[f"smooth {name}"] = scale.smooth
-        np.savez(path, **arrays)
+        np.savez(folder / self.file, **arrays)
 
     @classmethod
-    def read(cls, path: Path, key: str) -> Recipe | None:
-        """Read what save wrote; None if it is not there, not whole, or of other weights."""
+    def read(cls, folder: Path, grid: Grid, key: str | None) -> Recipe | None:
+        """Read what save wrote; None if it is not there, not whole, or of other weights.
+
+        Without a key it may be of any.
+        """
         try:
-            with np.load(path) as file:
-                if str(file["key"]) != key:
+            with np.load(folder / FILES[grid]) as file:
+                if key is not None and str(file["key"]) != key:
                     return None
                 scales = {
                     str(name): Scale(
+                        grid,
                         file["step"][i],
-                        file["zero"][i],
+                        int(file["zero"][i]),
                         file.get(f"smooth {name}"),
                         float(file["error"][i]),
                     )
@@ -76,7 +91,7 @@ class Recipe:
                     str(name): dict(zip(heads, row.tolist(), strict=True))
                     for name, row in zip(file["harmed"], file["harm"], strict=True)
                 }
-                return cls(scales, harm, int(file["texts"]), int(file["tokens"]))
+                return cls(scales, harm, int(file["texts"]), int(file["tokens"]), grid)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             return None
 
@@ -93,18 +108,28 @@ class Recipe:
         }
 
 
-def plan(artifact: Artifact, ids: Ragged[np.int32], keep: Path, bars: Progress) -> Recipe:
+def grid(form: str, precision: str) -> Grid:
+    """Return what an engine that runs a form of graph rounds to in a precision of 8 bits."""
+    if precision == "fp8":
+        return Grid.E4M3
+    return Grid.INT8 if form == "typed" else Grid.UINT8
+
+
+def plan(
+    artifact: Artifact, grid: Grid, ids: Ragged[np.int32], keep: Path, bars: Progress
+) -> Recipe:
     """Decide how to quantise a model, or find what was decided for another engine.
 
     Args:
         artifact: the model directory.
+        grid: what to round to.
         ids: calibration texts; the first 1024 tokens of each are looked at.
         keep: directory to keep the recipe in.
         bars: gets the bars.
     """
-    key = key_of(artifact, ids)
-    recipe = Recipe.read(artifact.path / RECIPE, key) or decide(artifact, ids, bars)
-    recipe.save(keep / RECIPE, key)
+    key = key_of(artifact, grid, ids)
+    recipe = Recipe.read(artifact.path, grid, key) or decide(artifact, grid, ids, bars)
+    recipe.save(keep, key)
     return recipe
 
 
@@ -120,7 +145,7 @@ def write(
 
     Args:
         artifact: the model directory.
-        form: packed (ONNX Runtime) or grouped (OpenVINO).
+        form: packed (ONNX Runtime) or grouped (OpenVINO); see export.typed for TensorRT.
         recipe: how.
         kept: sites that stay in higher precision.
         out: directory for ``cpu-int8.onnx`` or ``openvino-int8.onnx``, and its weights.
@@ -138,26 +163,27 @@ def write(
     return path
 
 
-def harm_of_bf16(artifact: Artifact, ids: Ragged[np.int32], bars: Progress) -> Harm:
-    """Return what rounding each site to bfloat16 does, for an engine that computes in it."""
+def harm_of_half(artifact: Artifact, precision: str, ids: Ragged[np.int32], bars: Progress) -> Harm:
+    """Return what rounding each site to bf16 or fp16 does, for an engine that computes in it."""
     graph = artifact.graph("packed")
     sites = [site.name for site in calibrate.sites(ir.load(graph))]
-    roundings = dict.fromkeys(sites, sensitivity.to_bf16)
+    roundings = dict.fromkeys(sites, sensitivity.to_half(HALVES[precision]))
     task = bars.add_task("sweep", total=len(roundings))
     few = least(cut(ids, LENGTH), SWEEP_TOKENS)
     return sensitivity.sweep(graph, roundings, few, lambda n: bars.advance(task, n))
 
 
-def key_of(artifact: Artifact, ids: Ragged[np.int32]) -> str:
+def key_of(artifact: Artifact, grid: Grid, ids: Ragged[np.int32]) -> str:
     """Return what a recipe depends on, as a hash: weights, texts, and how it is found."""
-    digest = hashlib.sha256(f"{LAYOUT} {__version__} {UNEVEN} {WORTH} {CLIPS} {ALPHAS}".encode())
+    how = f"{LAYOUT} {__version__} {grid} {UNEVEN} {WORTH} {CLIPS} {ALPHAS}"
+    digest = hashlib.sha256(how.encode())
     for file in ("model.onnx.data", artifact.manifest.graphs["packed"]):
         digest.update(artifact.manifest.files[file].sha256.encode())
     digest.update(ids.values.tobytes() + ids.starts.tobytes())
     return digest.hexdigest()
 
 
-def decide(artifact: Artifact, ids: Ragged[np.int32], bars: Progress) -> Recipe:
+def decide(artifact: Artifact, grid: Grid, ids: Ragged[np.int32], bars: Progress) -> Recipe:
     """Calibrate, fit every site, and measure what its rounding does."""
     graph = artifact.graph("packed")
     ids = cut(ids, LENGTH)
@@ -168,14 +194,14 @@ def decide(artifact: Artifact, ids: Ragged[np.int32], bars: Progress) -> Recipe:
     scales = {}
     for name, observed in seen.items():
         beside = np.concatenate([weight(w) for w in observed.site.weights], axis=1)
-        scales[name] = fit(observed, beside)
+        scales[name] = fit(observed, beside, grid)
         bars.advance(task)
-    roundings = {name: sensitivity.to_int8(scale) for name, scale in scales.items()}
+    roundings = {name: sensitivity.to_grid(scale) for name, scale in scales.items()}
     roundings[WORDS] = sensitivity.rows_to_int8
     task = bars.add_task("sweep", total=len(roundings))
     few = least(ids, SWEEP_TOKENS)
     harm = sensitivity.sweep(graph, roundings, few, lambda n: bars.advance(task, n))
-    return Recipe(scales, harm, len(ids), len(ids.values))
+    return Recipe(scales, harm, len(ids), len(ids.values), grid)
 
 
 def cut(ids: Ragged[np.int32], length: int) -> Ragged[np.int32]:

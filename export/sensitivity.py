@@ -89,13 +89,13 @@ def unrest(a: Floats, b: Floats) -> float:
 MEASURES = {"dense": distance, "colbert": distance, "sparse": error, "score": unrest}
 
 
-def to_int8(scale: Scale) -> Rounding:
-    """Round activations as an int8 layer does."""
+def to_grid(scale: Scale) -> Rounding:
+    """Round activations as a layer of 8 bits does."""
 
     def rounded(put: Put, x: ir.Value) -> ir.Value:
         even = x if scale.smooth is None else put("Mul", x, 1 / scale.smooth)
-        levels = put("QuantizeLinear", even, scale.step, scale.zero)
-        back = put("DequantizeLinear", levels, scale.step, scale.zero)
+        levels = put("QuantizeLinear", even, scale.step, scale.zero_point)
+        back = put("DequantizeLinear", levels, scale.step, scale.zero_point)
         return back if scale.smooth is None else put("Mul", back, scale.smooth)
 
     return rounded
@@ -108,9 +108,13 @@ def rows_to_int8(put: Put, x: ir.Value) -> ir.Value:
     return put("Mul", put("Round", put("Div", x, step)), step)
 
 
-def to_bf16(put: Put, x: ir.Value) -> ir.Value:
-    """Round to bfloat16."""
-    return put("Cast", put("Cast", x, to=int(ir.DataType.BFLOAT16)), to=int(ir.DataType.FLOAT))
+def to_half(dtype: ir.DataType) -> Rounding:
+    """Round to bfloat16 or float16."""
+
+    def rounded(put: Put, x: ir.Value) -> ir.Value:
+        return put("Cast", put("Cast", x, to=int(dtype)), to=int(ir.DataType.FLOAT))
+
+    return rounded
 
 
 def switchable(model: ir.Model, names: list[str], roundings: Mapping[str, Rounding]) -> None:

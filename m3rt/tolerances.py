@@ -46,6 +46,18 @@ TOLERANCES = {
         rank_correlation=0.98,
         ndcg_loss=0.01,
     ),
+    "fp16": Tolerances(
+        dense_cosine=0.9999,
+        colbert_cosine=0.9999,
+        weight_error=0.01,
+        near_zero=0.003,
+        maxsim_error=2e-3,
+        score_error=0.1,
+        score_correlation=0.995,
+        top10_overlap=0.95,
+        rank_correlation=0.99,
+        ndcg_loss=0.005,
+    ),
     "int8": Tolerances(
         dense_cosine=0.98,
         colbert_cosine=0.9,
@@ -59,6 +71,7 @@ TOLERANCES = {
         ndcg_loss=0.01,
     ),
 }
+TOLERANCES["fp8"] = TOLERANCES["int8"]
 NAMES = tuple(field.name for field in dataclasses.fields(Tolerances))
 
 

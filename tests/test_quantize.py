@@ -17,6 +17,7 @@ from benchmarks.checkpoint import TINY, make
 from m3rt import api, artifact, build, engines, export, parity, tolerances
 from m3rt.export import calibrate, quantize, scales, sensitivity
 from m3rt.export.calibrate import Observed, Site
+from m3rt.export.scales import Grid
 from m3rt.gate import Terms
 from m3rt.harm import WORDS
 from m3rt.parity import Reference
@@ -27,6 +28,7 @@ from tests.conftest import copied
 
 INT8 = ("cpu:int8", "openvino:int8")
 SITE = Site("a", "x", ("a",))
+ERRORS = {Grid.UINT8: 0.02, Grid.INT8: 0.02, Grid.E4M3: 0.05}  # of products of tame values
 
 
 def observed(sample: Floats) -> Observed:
@@ -56,29 +58,48 @@ def test_a_column_of_zeros() -> None:
     assert np.isfinite(steps).all()
 
 
-def test_tame_activations_are_not_smoothed(gaussian: Floats, weight: Floats) -> None:
-    scale = scales.fit(observed(gaussian), weight)
+@pytest.mark.parametrize("grid", Grid)
+def test_tame_activations_are_not_smoothed(gaussian: Floats, weight: Floats, grid: Grid) -> None:
+    scale = scales.fit(observed(gaussian), weight, grid)
     assert scale.smooth is None
-    assert scale.error < 0.02
+    assert scale.error < ERRORS[grid]
 
 
-def test_outlier_channels_are_smoothed(gaussian: Floats, weight: Floats) -> None:
+def test_floats_take_outlier_channels_as_they_are(gaussian: Floats, weight: Floats) -> None:
     gaussian[:, 5] *= 60
-    plain = scales.measured(observed(gaussian), weight, gaussian @ weight, None)
-    scale = scales.fit(observed(gaussian), weight)
+    plain = scales.measured(observed(gaussian), weight, gaussian @ weight, Grid.E4M3, None)
+    assert plain.error < ERRORS[Grid.E4M3]
+
+
+@pytest.mark.parametrize("grid", [Grid.UINT8, Grid.INT8])
+def test_outlier_channels_are_smoothed(gaussian: Floats, weight: Floats, grid: Grid) -> None:
+    gaussian[:, 5] *= 60
+    plain = scales.measured(observed(gaussian), weight, gaussian @ weight, grid, None)
+    scale = scales.fit(observed(gaussian), weight, grid)
     assert scale.smooth is not None
     assert scale.smooth.argmax() == 5
     assert scale.error < scales.WORTH * plain.error
 
 
-def test_zero_is_exact(gaussian: Floats, weight: Floats) -> None:
+@pytest.mark.parametrize("grid", Grid)
+def test_zero_is_exact(gaussian: Floats, weight: Floats, grid: Grid) -> None:
     for shift in (-9, 0, 9):
-        scale = scales.fit(observed(gaussian + np.float32(shift)), weight)
+        scale = scales.fit(observed(gaussian + np.float32(shift)), weight, grid)
         assert not scale.round(np.zeros((1, 32), np.float32)).any()
 
 
-def test_what_is_constant_is_survived(weight: Floats) -> None:
-    scale = scales.fit(observed(np.zeros((9, 32), np.float32)), weight)
+@pytest.mark.parametrize("grid", Grid)
+def test_what_is_beyond_the_range_becomes_its_end(grid: Grid) -> None:
+    scale = scales.ranged(-2, 2, grid, None)
+    x = np.array([-100, -2, 0, 2, 100], np.float32)
+    found = scale.round(x)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, np.clip(x, -2, 2), atol=2 * float(scale.step))
+
+
+@pytest.mark.parametrize("grid", Grid)
+def test_what_is_constant_is_survived(weight: Floats, grid: Grid) -> None:
+    scale = scales.fit(observed(np.zeros((9, 32), np.float32)), weight, grid)
     assert np.isfinite(scale.error)
     assert scale.step > 0
 
@@ -97,12 +118,12 @@ def reference_ids(model_dir: Path) -> Ragged[np.int32]:
 def test_the_sweep_finds_the_site_that_is_rounded_worst(model_dir: Path) -> None:
     packed = artifact.read(model_dir).graph("packed")
     ids = quantize.least(reference_ids(model_dir), 100)
-    fine = scales.ranged(-6, 6, None)
+    fine = scales.ranged(-6, 6, Grid.UINT8, None)
     names = [site.name for site in calibrate.sites(ir.load(packed))]
-    coarse = scales.Scale(np.float32(4), np.uint8(128), np.full(128, 2, np.float32), 0.0)
+    coarse = scales.Scale(Grid.UINT8, np.float32(4), 128, np.full(128, 2, np.float32), 0.0)
     bad = "encoder.layer.0.output.dense.weight"
     done: list[int] = []
-    roundings = {name: sensitivity.to_int8(coarse if name == bad else fine) for name in names}
+    roundings = {name: sensitivity.to_grid(coarse if name == bad else fine) for name in names}
     found = sensitivity.sweep(packed, {**roundings, WORDS: to_nothing}, ids, done.append)
     assert len(done) == len(found) == len(names) + 1
     for head in ("dense", "sparse", "colbert"):
@@ -235,7 +256,7 @@ def test_the_recipe_serves_every_engine(
 ) -> None:
     mine = copied(model_dir, tmp_path / "mine").path
     first = build.run(mine, "cpu:int8")[1].manifest
-    recipe = mine / quantize.RECIPE
+    recipe = mine / quantize.FILES[Grid.UINT8]
 
     def again(*_: object) -> None:
         raise AssertionError("calibrated again")
@@ -251,11 +272,11 @@ def test_the_recipe_serves_every_engine(
         with pytest.raises(AssertionError, match="calibrated again"):
             build.run(mine, "cpu:int8", other, force=True)
     made = artifact.Artifact(mine, second)
-    key = quantize.key_of(made, reference_ids(mine))
-    read = quantize.Recipe.read(recipe, key)
+    key = quantize.key_of(made, Grid.UINT8, reference_ids(mine))
+    read = quantize.Recipe.read(mine, Grid.UINT8, key)
     assert read is not None
     assert read.summary(()) == {key: left[key] for key in left if key != "worst"}
-    assert quantize.Recipe.read(recipe, "another") is None
+    assert quantize.Recipe.read(mine, Grid.UINT8, "another") is None
     recipe.write_bytes(recipe.read_bytes()[:100])
-    assert quantize.Recipe.read(recipe, key) is None
-    assert quantize.Recipe.read(tmp_path / "none", key) is None
+    assert quantize.Recipe.read(mine, Grid.UINT8, key) is None
+    assert quantize.Recipe.read(tmp_path / "none", Grid.UINT8, key) is None
