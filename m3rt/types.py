@@ -151,7 +151,8 @@ class Limits:
     max_length: int  # of one text
     pads: bool  # the engine computes on rectangles: a batch costs n * width
     widths: tuple[int, ...] = ()  # ascending; the widths an engine was built for, () for any
-    slack: float = math.inf  # places of the rectangle around a batch, for each of its tokens
+    rows: tuple[int, ...] = ()  # the most texts of a batch at each of widths, () for any number
+    slack: float = math.inf  # places of a rectangle, for each that its texts would take alone
     parallel: int = 1  # batches that run at once; with more than one, each has fewer cores
 
 

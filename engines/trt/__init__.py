@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX on NVIDIA GPUs: one implementation, the library is a parameter."""
