@@ -2,70 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from m3rt import processor
-from m3rt.artifact import Artifact
-from m3rt.errors import InputError, UnavailableError, missing
+from rich.progress import Progress
+
+from m3rt import nvidia, processor
+from m3rt.artifact import Artifact, Build
+from m3rt.engines.catalog import BACKENDS as BACKENDS
+from m3rt.engines.catalog import NEAR_LOSSLESS as NEAR_LOSSLESS
+from m3rt.engines.catalog import PRECISIONS as PRECISIONS
+from m3rt.engines.catalog import UNMEASURED, Backend
+from m3rt.engines.catalog import Choice as Choice
+from m3rt.engines.catalog import Probe as Probe
+from m3rt.engines.fallback import Fallback
+from m3rt.engines.trt.fit import fits, unsupported
+from m3rt.engines.trt.plan import Plan
+from m3rt.engines.trt.shaping import Shaping, expect_profiles
+from m3rt.errors import EngineError, InputError, UnavailableError, missing
+from m3rt.graph import Graph
+from m3rt.nvidia import Gpu
 from m3rt.types import Engine
 
 
-@dataclass(frozen=True, slots=True)
-class Backend:
-    """Where an engine is, what installs it, and what it computes in."""
-
-    module: str
-    package: str  # what the module imports
-    extra: str  # the extra of m3rt that installs it
-    precisions: tuple[str, ...]
-    automatic: bool  # whether engine="auto" may choose it
+def load(
+    artifact: Artifact, spec: str = "auto", streams: int = 1, fallback: str | None = None
+) -> Engine:
+    """Open an engine on a model directory; see start."""
+    return start(artifact, spec, streams, fallback)[0]
 
 
-BACKENDS = {
-    "openvino": Backend(
-        "m3rt.engines.ov", "openvino", "openvino", ("bf16", "fp32", "int8"), automatic=True
-    ),
-    "cpu": Backend("m3rt.engines.ort", "onnxruntime", "cpu", ("fp32", "int8"), automatic=True),
-    # the portable graph, as other runtimes run it: to check it, slower and hungrier than cpu
-    "cpu-padded": Backend("m3rt.engines.ort", "onnxruntime", "cpu", ("fp32",), automatic=False),
-    # not automatic: no GPU has run it yet
-    "cuda": Backend("m3rt.engines.ort", "onnxruntime", "cuda", ("fp32",), automatic=False),
-}
-PRECISIONS = ("fp32", "bf16", "int8")
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """An engine, and the precision it computes in. As text: ``cpu:int8``."""
-
-    engine: str
-    precision: str
-    why: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.engine}:{self.precision}"
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """Whether an engine can run here."""
-
-    engine: str
-    ready: bool
-    detail: str  # version and device, or what is missing and how to get it
-
-
-def load(artifact: Artifact, spec: str = "auto", streams: int = 1) -> Engine:
-    """Open an engine on a model directory.
+def start(
+    artifact: Artifact, spec: str = "auto", streams: int = 1, fallback: str | None = None
+) -> tuple[Engine, Choice]:
+    """Open an engine on a model directory, and say which it is, and why.
 
     Args:
         artifact: the model directory.
-        spec: ``auto``, an engine, or an engine and its precision: ``cpu:int8``.
+        spec: ``auto``, an engine, or an engine and its precision: ``cpu:int8``. Where auto's
+            choice for a GPU does not open, it goes on to a CPU's.
         streams: how many batches run at once, each on its share of the cores.
+        fallback: an engine that computes a text again for which the first one gave NaN or Inf.
 
     Raises:
         InputError: there is no such engine or precision.
@@ -74,8 +55,25 @@ def load(artifact: Artifact, spec: str = "auto", streams: int = 1) -> Engine:
     """
     if streams < 1:
         raise InputError(f"streams is {streams}, expected at least 1")
-    choice = choose(spec)
-    if choice.precision == "int8" and not (cpu := processor.read()).exact_int8:
+    choice = choose(spec, artifact)
+    second = None if fallback is None else choose(fallback, artifact)
+    if second is not None and not (found := probe(second.engine)).ready:
+        raise UnavailableError(f"the fallback {second} cannot run here: {found.detail}")
+    try:
+        engine = _open(artifact, choice, streams)
+    except (UnavailableError, EngineError) as error:
+        if spec != "auto" or not BACKENDS[choice.engine].gpu:
+            raise
+        choice = on_cpu([f"{choice} does not open: {error}"])
+        engine = _open(artifact, choice, streams)
+    if second is None or str(second) == str(choice):  # which would give the same again
+        return engine, choice
+    return Fallback(engine, str(second), partial(_open, artifact, second, 1)), choice
+
+
+def _open(artifact: Artifact, choice: Choice, streams: int) -> Engine:
+    gpu = BACKENDS[choice.engine].gpu
+    if choice.precision == "int8" and not gpu and not (cpu := processor.read()).exact_int8:
         raise UnavailableError(
             f"int8 needs a processor with one of {', '.join(sorted(processor.INT8))}; {cpu.model} "
             "adds in 16 bits, which overflow: choose fp32"
@@ -84,39 +82,85 @@ def load(artifact: Artifact, spec: str = "auto", streams: int = 1) -> Engine:
     return engine
 
 
-def build(
-    artifact: Artifact, choice: Choice, graph: Path | None, out: Path
-) -> Mapping[str, object]:
-    """Let an engine write what it wants to find when it loads; see its module.
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What an engine is to build."""
 
-    Args:
-        artifact: the model directory.
-        choice: what to build.
-        graph: the quantised graph, for int8.
-        out: directory for the files.
+    artifact: Artifact  # the model directory
+    choice: Choice
+    graph: Path | Graph | None  # made for it: quantised, or typed; None for the exported one
+    out: Path  # directory for the files
+    shaping: Shaping  # what the user wants of a TensorRT engine
+    bars: Progress  # gets the bars
+
+
+def build(order: Order) -> Mapping[str, object]:
+    """Let an engine write what it wants to find when it loads; see its module.
 
     Returns:
         What was done, for the manifest; empty if there is nothing to prepare.
     """
-    done: Mapping[str, object] = _module(choice.engine).build(artifact, choice, graph, out)
+    done: Mapping[str, object] = _module(order.choice.engine).build(order)
     return done
 
 
+def expect(choice: Choice, shaping: Shaping, max_length: int) -> None:
+    """Refuse what a TensorRT engine cannot be shaped to, before anything is spent on it.
+
+    Raises:
+        InputError: the profiles or the targets cannot be, or the engine has none.
+    """
+    expect_profiles(choice.engine, "shaping")
+    _module(choice.engine).expect(choice, shaping, max_length)
+
+
+def buildable(name: str) -> Probe:
+    """Say whether an engine's files can be made here; for some, without the device to run them."""
+    found = getattr(_module(name), "buildable", None)
+    made: Probe = found(name) if found else probe(name)
+    return made
+
+
+def to_build(spec: str) -> Choice:
+    """Return what a spec stands for when an engine is to be built.
+
+    ``auto`` is TensorRT where its library and a GPU are here, which it can only become once it is
+    built; else what auto would run.
+
+    Raises:
+        InputError: there is no such engine or precision.
+        UnavailableError: it cannot be built here.
+    """
+    gpus = () if spec != "auto" or nvidia.missing() else nvidia.read().gpus
+    for name, precision in NEAR_LOSSLESS if gpus else ():
+        able = name == "tensorrt" or not unsupported(gpus[0])
+        if able and buildable(name).ready:
+            return Choice(name, precision, f"this GPU is {gpus[0]}; {UNMEASURED}")
+    choice = choose(spec)
+    if not (found := buildable(choice.engine)).ready:
+        raise UnavailableError(found.detail)
+    return choice
+
+
 def form(choice: Choice) -> str:
-    """Return the form of graph that an engine runs: packed, grouped or portable."""
+    """Return the form of graph that an engine runs: packed, grouped, portable or typed."""
     found: str = _module(choice.engine).FORMS[choice.engine]
     return found
 
 
-def choose(spec: str) -> Choice:
+def choose(spec: str, artifact: Artifact | None = None) -> Choice:
     """Return the engine and the precision that a spec stands for on this machine.
+
+    Args:
+        spec: as load takes it.
+        artifact: what is to run; without it, auto cannot tell which TensorRT engines there are.
 
     Raises:
         InputError: there is no such engine or precision.
         UnavailableError: it cannot run here; for ``auto``, none can.
     """
     if spec == "auto":
-        return automatic()
+        return automatic(artifact)
     name, _, precision = spec.partition(":")
     known = _backend(name).precisions
     if precision and precision not in known:
@@ -127,36 +171,110 @@ def choose(spec: str) -> Choice:
     return Choice(name, default, "asked for, in the best near-lossless precision it has here")
 
 
-def automatic() -> Choice:
+def automatic(artifact: Artifact | None = None) -> Choice:
     """Return what ``auto`` stands for on this machine: the fastest near-lossless choice.
 
-    OpenVINO's bf16 where the processor multiplies bf16 (twice the speed of float32 in
+    On a GPU a TensorRT engine of the model, if one fits, or ONNX Runtime. Else OpenVINO's bf16
+    where the processor multiplies bf16 (twice the speed of float32 in
     benchmarks/results/race.json), else float32 on ONNX Runtime, where a text's result does not
-    depend on its batch in any bit. int8 is faster still, but changes results: only when asked for.
+    depend on its batch in any bit. int8 and fp8 are faster still, but change results: only when
+    asked for. ``Choice.why`` also says why what is faster was passed over.
+
+    Args:
+        artifact: what is to run.
 
     Raises:
         UnavailableError: no engine can run.
     """
-    probes = {name: probe(name) for name, backend in BACKENDS.items() if backend.automatic}
-    ready = [name for name, found in probes.items() if found.ready]
+    passed: list[str] = []
+    return on_gpu(artifact, passed) or on_cpu(passed)
+
+
+def on_gpu(artifact: Artifact | None, passed: list[str]) -> Choice | None:
+    """Return what auto stands for on this machine's first GPU; None: nothing.
+
+    The driver is started only where something could use it, see m3rt.nvidia.
+
+    Args:
+        artifact: what is to run.
+        passed: gets the reasons why engines cannot run.
+    """
+    if why := nvidia.missing():
+        passed.append(f"no GPU: {why}")
+        return None
+    builds = artifact.manifest.builds if artifact else {}
+    built = [choice for choice in (Choice(*one) for one in NEAR_LOSSLESS) if str(choice) in builds]
+    if artifact is None:
+        passed.append("a TensorRT engine that fits would come first: m3rt inspect MODEL tells")
+    elif not built:
+        passed.append(f"{artifact.path} has no TensorRT engine in fp16 or bf16")
+    elif not (driver := nvidia.read()).gpus:
+        passed.append(f"no GPU: {driver.why}")
+        return None
+    else:
+        for choice in built:
+            why = unfit(choice, builds[str(choice)], driver.gpus[0])
+            if why is None:
+                fit = f"built for this GPU, {driver.gpus[0]}; {UNMEASURED}"
+                return Choice(choice.engine, choice.precision, "; ".join([fit, *passed]))
+            passed.append(f"no {choice}: {why}")
+    found = probe("cuda")
+    if found.ready:
+        return Choice("cuda", "fp32", "; ".join([found.detail, UNMEASURED, *passed]))
+    passed.append(f"no cuda: {found.detail}")
+    return None
+
+
+def unfit(choice: Choice, build: Build, gpu: Gpu) -> str | None:
+    """Say why a TensorRT engine that the model has does not run here; None: it does."""
+    try:
+        plan = Plan.read(build.recipe)
+    except (KeyError, TypeError, ValueError) as error:
+        return f"the manifest does not say what it was built for ({error!r}); build it again"
+    if not (found := probe(choice.engine)).ready:
+        return found.detail
+    library = import_module(BACKENDS[choice.engine].package)
+    if plan.library != library.__name__:
+        return f"the manifest says that {plan.library} built it; build it again"
+    library = import_module(BACKENDS[choice.engine].package)
+    return fits(plan, library.__name__, library.__version__, gpu)
+
+
+def on_cpu(passed: Sequence[str]) -> Choice:
+    """Return what auto stands for without a GPU.
+
+    Args:
+        passed: why there is nothing faster.
+
+    Raises:
+        UnavailableError: no engine can run.
+    """
+    names = [name for name, backend in BACKENDS.items() if backend.automatic and not backend.gpu]
+    probes = {name: probe(name) for name in names}
+    ready = [name for name in names if probes[name].ready]
     for name in ready:
         if _module(name).precision(name) == "bf16":
-            return Choice(name, "bf16", f"this processor multiplies bf16; {probes[name].detail}")
+            why = ["this processor multiplies bf16", probes[name].detail, *passed]
+            return Choice(name, "bf16", "; ".join(why))
     for name in ("cpu", "openvino"):
         if name in ready:
-            return Choice(name, "fp32", f"no engine has fast bf16 here; {probes[name].detail}")
-    raise UnavailableError(
-        "no engine can run here: " + "; ".join(f"{p.engine}: {p.detail}" for p in probes.values())
-    )
+            why = ["no engine has fast bf16 here", probes[name].detail, *passed]
+            return Choice(name, "fp32", "; ".join(why))
+    reasons = [*(f"{found.engine}: {found.detail}" for found in probes.values()), *passed]
+    raise UnavailableError(f"no engine can run here: {'; '.join(reasons)}")
 
 
 def probe(name: str) -> Probe:
-    """Say whether an engine can run here, without opening a model."""
+    """Say whether an engine can run here, without opening a model.
+
+    A library that breaks when it is imported is an answer, too.
+    """
     try:
-        module = _module(name)
+        found: Probe = _module(name).probe(name)
     except UnavailableError as error:
         return Probe(name, False, str(error))
-    found: Probe = module.probe(name)
+    except (ImportError, OSError) as error:
+        return Probe(name, False, f"cannot be imported: {error}")
     return found
 
 

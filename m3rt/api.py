@@ -13,44 +13,54 @@ from m3rt.tokenizer import Tokenizer
 from m3rt.types import Engine
 
 
-def load(path: str | Path, engine: str = "auto", *, streams: int = 1) -> M3:
+def load(
+    path: str | Path, engine: str = "auto", *, streams: int = 1, fallback: str | None = None
+) -> M3:
     """Open a model directory with an engine.
 
     Args:
         path: what ``m3rt export`` wrote.
         engine: a name from ``m3rt doctor``, with a precision if you like: ``cpu:int8``. ``auto``
-            takes the fastest near-lossless one that can run here.
+            takes the fastest near-lossless one that can run here, and ``M3.why`` says why.
         streams: batches that run at once, each on its share of the cores. 1, the default, is
             for latency: all cores work on one batch. As many as there are cores is for
             throughput, where callers are many and texts are long enough to wait for.
+        fallback: an engine, named likewise, that computes a text again where the first one gave
+            NaN or Inf, which is an error otherwise. Each time is logged under ``m3rt``, and
+            counted in ``M3.recomputed``. It opens when it is needed. Where it is the same engine,
+            it is not used.
 
     Raises:
         ArtifactError: the directory is missing, damaged or foreign.
         InputError: it is a reranker; see load_reranker.
         UnavailableError: the engine's package, provider or device is not there.
     """
-    return start(artifact.read(path), engine, streams)
+    return start(artifact.read(path), engine, streams, fallback)
 
 
-def load_reranker(path: str | Path, engine: str = "auto", *, streams: int = 1) -> Reranker:
+def load_reranker(
+    path: str | Path, engine: str = "auto", *, streams: int = 1, fallback: str | None = None
+) -> Reranker:
     """Open the model directory of a reranker with an engine; arguments and errors as of load.
 
     Raises:
         InputError: it is an embedder; see load.
     """
-    return start_reranker(artifact.read(path), engine, streams)
+    return start_reranker(artifact.read(path), engine, streams, fallback)
 
 
-def start(model: Artifact, engine: str, streams: int = 1) -> M3:
+def start(model: Artifact, engine: str, streams: int = 1, fallback: str | None = None) -> M3:
     """Start an engine on a model directory that is open; see load."""
     model.expect(reranker=False)
-    return M3(model.manifest, *parts(model, engine, streams))
+    return M3(model.manifest, *parts(model, engine, streams, fallback))
 
 
-def start_reranker(model: Artifact, engine: str, streams: int = 1) -> Reranker:
+def start_reranker(
+    model: Artifact, engine: str, streams: int = 1, fallback: str | None = None
+) -> Reranker:
     """Start an engine on a reranker's directory that is open; see load_reranker."""
     model.expect(reranker=True)
-    return Reranker(model.manifest, *parts(model, engine, streams))
+    return Reranker(model.manifest, *parts(model, engine, streams, fallback))
 
 
 def start_any(model: Artifact, engine: str) -> M3 | Reranker:
@@ -60,9 +70,21 @@ def start_any(model: Artifact, engine: str) -> M3 | Reranker:
     return start(model, engine)
 
 
-def parts(model: Artifact, engine: str, streams: int) -> tuple[Tokenizer, Engine]:
-    """Open the tokenizer and the engine: both take a second or so, and neither waits."""
+def with_engine(model: Artifact, engine: Engine) -> M3 | Reranker:
+    """Put a model directory that is open and an engine that runs together."""
+    kind = Reranker if model.manifest.is_reranker else M3
+    return kind(model.manifest, Tokenizer.of(model), engine)
+
+
+def parts(
+    model: Artifact, engine: str, streams: int, fallback: str | None
+) -> tuple[Tokenizer, Engine, str]:
+    """Open the tokenizer and the engine: both take a second or so, and neither waits.
+
+    Also return why it is this engine.
+    """
     with ThreadPoolExecutor(1, "m3rt") as pool:
-        loading = pool.submit(engines.load, model, engine, streams)
+        loading = pool.submit(engines.start, model, engine, streams, fallback)
         tokenizer = Tokenizer.of(model)
-        return tokenizer, loading.result()
+        opened, choice = loading.result()
+        return tokenizer, opened, choice.why

@@ -112,13 +112,19 @@ def change(engine: str, key: Key, old: Value, new: Value) -> Change:
     return Change(engine, *key, before, now, gain)
 
 
+def gpus(result: Document) -> list[str]:
+    """Return the names of the GPUs; older results hold nothing else of them."""
+    nvidia = result["machine"]["nvidia"]
+    return nvidia if isinstance(nvidia, list) else [gpu["name"] for gpu in nvidia["gpus"]]
+
+
 def warnings(before: Document, now: Document) -> Iterator[str]:
     """Say what else changed."""
     for key in ("model", "cores", "flags"):
         old, new = before["machine"]["cpu"][key], now["machine"]["cpu"][key]
         if old != new:
             yield f"the processor differs in {key}: {old} before, {new} now"
-    if before["machine"]["nvidia"] != now["machine"]["nvidia"]:
+    if gpus(before) != gpus(now):
         yield "the graphics processors differ"
     packages = now["machine"]["packages"]
     for name, version in before["machine"]["packages"].items():

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from m3rt import __version__, engines, processor
+from m3rt import __version__, engines, nvidia, processor
+from m3rt.artifact import Artifact
 from m3rt.engines import Probe
 from m3rt.errors import UnavailableError
+from m3rt.nvidia import Driver
 from m3rt.processor import Cpu, table
 
 PACKAGES = (
     *("numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt"),
     *("tensorrt-rtx", "torch", "transformers", "onnx", "optimum", "pyarrow"),
 )
-PLANNED = ("tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Report:
     packages: Mapping[str, str | None]  # name to version; None: not installed
     cpu: Cpu
     memory: int | None  # bytes in all; None: unknown
-    nvidia: tuple[str, ...]  # model of each device its driver lists
+    nvidia: Driver
     engines: tuple[Probe, ...]
     auto: str | None  # engine and precision that auto stands for; None: no engine can run
     why: str
@@ -40,28 +41,24 @@ class Report:
 
 def examine(proc: Path = Path("/proc")) -> Report:
     """Look at the machine. Only the engines' own libraries are imported, nothing is changed."""
-    planned = [name for name in PLANNED if name not in engines.BACKENDS]
     auto, why = automatic()
     return Report(
         packages={"python": platform.python_version(), "m3rt": __version__}
         | {name: version(name) for name in PACKAGES},
         cpu=processor.read(proc / "cpuinfo"),
         memory=memory(proc / "meminfo"),
-        nvidia=nvidia(proc / "driver/nvidia"),
-        engines=(
-            *map(probe, engines.BACKENDS),
-            *(Probe(name, False, "this m3rt has no engine for it yet") for name in planned),
-        ),
+        nvidia=nvidia.read(),
+        engines=tuple(map(engines.probe, engines.BACKENDS)),
         auto=auto,
         why=why,
     )
 
 
-def automatic() -> tuple[str | None, str]:
+def automatic(artifact: Artifact | None = None) -> tuple[str | None, str]:
     """Return the engine and precision that ``auto`` stands for here, and why."""
     try:
-        choice = engines.automatic()
-    except (UnavailableError, ImportError, OSError) as error:
+        choice = engines.automatic(artifact)
+    except UnavailableError as error:
         return None, str(error)
     return str(choice), choice.why
 
@@ -74,21 +71,7 @@ def version(package: str) -> str | None:
         return None
 
 
-def probe(name: str) -> Probe:
-    """Ask an engine whether it can run; a library that breaks on import is an answer, too."""
-    try:
-        return engines.probe(name)
-    except (ImportError, OSError) as error:
-        return Probe(name, False, f"cannot be imported: {error}")
-
-
 def memory(info: Path) -> int | None:
     """Read the total of /proc/meminfo, which counts in KiB."""
     total = table(info).get("MemTotal")
     return int(total.split()[0]) << 10 if total else None
-
-
-def nvidia(driver: Path) -> tuple[str, ...]:
-    """Read the model of each device from /proc/driver/nvidia."""
-    devices = sorted(driver.glob("gpus/*/information"))
-    return tuple(table(device).get("Model", "unknown") for device in devices)

@@ -60,7 +60,23 @@ def token_rows(rows: Floats, cls_interval: int | None) -> Floats:
 
 
 def check_finite(batch: Batch, raw: Raw) -> None:
-    """Refuse NaN and Inf."""
+    """Refuse NaN and Inf.
+
+    Raises:
+        EngineError: names the head and the texts of the request.
+    """
+    for head, rows in not_finite(batch, raw).items():
+        if len(rows):
+            texts = ", ".join(map(str, sorted(batch.rows[rows].tolist())[:5]))
+            raise EngineError(
+                f"the {head} output is NaN or Inf for {len(rows)} text(s): {texts}. The weights "
+                "or the engine's precision are at fault: run m3rt verify MODEL, or pass a fallback "
+                "engine, such as cpu:fp32, to compute such texts again"
+            )
+
+
+def not_finite(batch: Batch, raw: Raw) -> dict[str, Offsets]:
+    """Return the places in the batch of texts with NaN or Inf, ascending, for each head."""
     bad: dict[str, Offsets] = {}
     if raw.dense is not None:
         bad["dense"] = np.flatnonzero(~np.isfinite(raw.dense).all(axis=1))
@@ -75,13 +91,7 @@ def check_finite(batch: Batch, raw: Raw) -> None:
         bad["colbert"] = np.flatnonzero(
             [not np.isfinite(rows.sum(dtype=np.float32)) for rows in raw.colbert]
         )
-    for head, rows in bad.items():
-        if len(rows):
-            texts = ", ".join(map(str, sorted(batch.rows[rows].tolist())[:5]))
-            raise EngineError(
-                f"the {head} output is NaN or Inf for {len(rows)} text(s): {texts}. The weights "
-                "or the engine's precision are at fault: run m3rt verify MODEL"
-            )
+    return bad
 
 
 def lexical(tokens: Ragged[np.int32], weights: Floats, unscored: Sequence[int]) -> Sparse:

@@ -189,6 +189,14 @@ Engine = Annotated[
         help="A name from m3rt doctor, with a precision if you like (cpu:int8), or auto.",
     ),
 ]
+Fallback = Annotated[
+    str | None,
+    typer.Option(
+        autocompletion=engine_names,
+        help="Engine for what gives NaN or Inf.",
+        show_default="an error",
+    ),
+]
 HeadsOption = Annotated[
     Heads | None,
     typer.Option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from m3rt.errors import EngineError, InputError
 
 T = TypeVar("T")
 
+LOG = logging.getLogger("m3rt")
 STDIN = Path("-")
 TEXTS = 1024  # of one chunk, and
 CHARACTERS = 1 << 18  # whichever comes first: bounds the ColBERT vectors held at once
@@ -158,13 +160,27 @@ def name_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def placed(chunk: list[Record], what: str = "texts") -> Iterator[None]:
-    """Add to an error, which counts the texts of the chunk, where the chunk stands."""
+def placed(chunk: list[Record], what: str = "texts", warn: bool = True) -> Iterator[None]:
+    """Add to errors and warnings, which count the texts of the chunk, where the chunk stands.
+
+    Args:
+        chunk: what is run.
+        what: the name of its elements.
+        warn: let warnings pass.
+    """
+    start = f"counting {what} from 0 at line {chunk[0].line}" if chunk else ""
+
+    def place(record: logging.LogRecord) -> bool:
+        record.msg = f"{start}: {record.msg}"
+        return warn
+
+    LOG.addFilter(place)
     try:
         yield
     except (InputError, EngineError) as error:
-        start = f"counting {what} from 0 at line {chunk[0].line}"
         raise type(error)(f"{start}: {error}") from error
+    finally:
+        LOG.removeFilter(place)
 
 
 def count(path: Path) -> int | None:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ from m3rt.types import Heads
 
 if TYPE_CHECKING:
     from m3rt.doctor import Report
+    from m3rt.nvidia import Driver
+    from m3rt.reranker import Reranker
+    from m3rt.runtime import M3
     from m3rt.tables import Sheet
 
 # markup off: brackets, as in m3rt[cpu], are not rich's
@@ -49,6 +53,28 @@ def say(text: str) -> None:
 def say_json(message: Any) -> None:
     """Tell programs one line, where people would be told one."""
     sys.stderr.write(json.dumps(message) + "\n")
+
+
+def ended(model: M3 | Reranker, began: float) -> dict[str, Any]:
+    """Return what the summary of a run says of its engine and time."""
+    return {
+        "recomputed": model.recomputed,
+        "engine": model.engine.name,
+        "why": model.why,
+        "seconds": round(time.monotonic() - began, 3),
+    }
+
+
+def say_engine(asked: str, name: str, why: str) -> None:
+    """Tell people at a terminal which engine auto is, and why."""
+    if asked == "auto" and sys.stderr.isatty():
+        say(f"engine: {name} ({why})")
+
+
+def say_recomputed(count: int, done: int, what: str, fallback: str | None) -> None:
+    """Tell people what the fallback was needed for."""
+    if count:
+        say(f"{count} of {done} {what} gave NaN or Inf, and were computed again by {fallback}")
 
 
 def show(*tables: Table) -> None:
@@ -202,6 +228,17 @@ def worst(build: Build, heads: Iterable[str]) -> tuple[Any, ...]:
     )
 
 
+def devices(driver: Driver) -> str:
+    """Return the GPUs of a machine, one a line, or why there is none."""
+    found = [
+        f"{gpu.index}: {gpu.name}, compute capability {'.'.join(map(str, gpu.capability))}, "
+        f"{decimal(gpu.memory)}"
+        for gpu in driver.gpus
+    ]
+    version = f"driver for CUDA {driver.cuda}" if driver.cuda else ""
+    return "\n".join(filter(None, [*found, driver.why, version]))
+
+
 def examined(report: Report) -> list[Table]:
     """Return doctor's report as people read it."""
     machine = facts(
@@ -210,7 +247,7 @@ def examined(report: Report) -> list[Table]:
             ("cores", report.cpu.cores),
             ("flags", " ".join(report.cpu.flags)),
             ("memory", decimal(report.memory) if report.memory else None),
-            ("nvidia", ", ".join(report.nvidia) or "no device"),
+            ("nvidia", devices(report.nvidia)),
         ]
     )
     packages = titled("packages", "name", "version")

@@ -13,7 +13,7 @@ import typer
 from m3rt import api, candidates, formats, records, render
 from m3rt.candidates import Candidates
 from m3rt.formats import Format, dumps
-from m3rt.options import Engine, InputFormat, Json, Model, OnLong, is_jsonl
+from m3rt.options import Engine, Fallback, InputFormat, Json, Model, OnLong, is_jsonl
 from m3rt.reranker import Relevance, best
 
 
@@ -36,6 +36,7 @@ def rerank(
     ] = False,
     text: Annotated[bool, typer.Option("--text", help="Documents beside their scores.")] = False,
     engine: Engine = "auto",
+    fallback: Fallback = None,
     max_length: Annotated[
         int | None, typer.Option(help="Tokens kept of a pair; default: the model's.")
     ] = None,
@@ -50,7 +51,7 @@ def rerank(
 ) -> None:
     """Rank documents for queries with a reranker: JSONL with "query" and "documents"."""
     began = time.monotonic()
-    reranker = api.load_reranker(model, engine)
+    reranker = api.load_reranker(model, engine, fallback=fallback)
     run = partial(
         reranker.score,
         normalize=normalize,
@@ -60,6 +61,8 @@ def rerank(
         batch_tokens=batch_tokens,
     )
     run([])  # refuses bad options before anything is read or written
+    if not as_json:
+        render.say_engine(engine, reranker.engine.name, reranker.why)
     done = {"queries": 0, "pairs": 0, "tokens": 0, "truncated": 0}
     with (
         records.source(file) as stream,
@@ -70,7 +73,7 @@ def rerank(
         jsonl = is_jsonl(file, input_format)
         for chunk in candidates.chunks(asked(stream, records.name_of(file), query, jsonl)):
             pairs = [(one.query, document.text) for one in chunk for document in one.documents]
-            with records.placed([d for one in chunk for d in one.documents], "pairs"):
+            with records.placed([d for one in chunk for d in one.documents], "pairs", not as_json):
                 found = run(pairs, progress=lambda n: bar.advance(task, n))
             start = 0
             for one in chunk:
@@ -83,8 +86,10 @@ def rerank(
             done["tokens"] += int(found.n_tokens.sum())
             done["truncated"] += int(found.truncated.sum())
     if as_json:
-        render.say_json(done | {"seconds": round(time.monotonic() - began, 3)})
-    elif done["truncated"]:
+        render.say_json(done | render.ended(reranker, began))
+        return
+    render.say_recomputed(reranker.recomputed, done["pairs"], "pairs", fallback)
+    if done["truncated"]:
         render.say(f"{done['truncated']} of {done['pairs']} pairs were too long and are truncated")
 
 

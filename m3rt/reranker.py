@@ -41,11 +41,19 @@ class Ranked:
 class Reranker:
     """A tokenizer and an engine that score pairs. Safe to share between threads."""
 
-    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, engine: Engine) -> None:
+    def __init__(
+        self, manifest: Manifest, tokenizer: Tokenizer, engine: Engine, why: str = ""
+    ) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self.engine = engine
+        self.why = why  # it is this engine
         self._pairs = PairTokenizer(tokenizer)
+
+    @property
+    def recomputed(self) -> int:
+        """The pairs so far that the fallback computed again; see m3rt.load."""
+        return steps.recomputed(self.engine)
 
     @property
     def max_length(self) -> int:

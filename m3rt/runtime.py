@@ -30,15 +30,23 @@ Progress = Callable[[int], None]  # told how many texts each step finished
 class M3:
     """A tokenizer and an engine. Safe to share between threads."""
 
-    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, engine: Engine) -> None:
+    def __init__(
+        self, manifest: Manifest, tokenizer: Tokenizer, engine: Engine, why: str = ""
+    ) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self.engine = engine
+        self.why = why  # it is this engine
 
     @property
     def heads(self) -> Heads:
         """The heads this model has."""
         return self.manifest.head_flags
+
+    @property
+    def recomputed(self) -> int:
+        """The texts so far that the fallback computed again; see m3rt.load."""
+        return steps.recomputed(self.engine)
 
     @property
     def max_length(self) -> int:

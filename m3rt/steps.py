@@ -53,3 +53,9 @@ def at_once(
                 yield done, found.result()
         for done, found in ahead:
             yield done, found.result()
+
+
+def recomputed(engine: Engine) -> int:
+    """Return how many texts a fallback computed again; 0 for an engine that has none."""
+    found: int = getattr(engine, "recomputed", 0)
+    return found

@@ -231,7 +231,7 @@ def about(result: Result) -> list[tuple[str, str]]:
         ("model", f"{model.path} ({model.checkpoint})"),
         ("measured", result.created),
         ("cpu", f"{machine.cpu.model}, {machine.cpu.cores} cores, {' '.join(machine.cpu.flags)}"),
-        ("gpu", ", ".join(machine.nvidia)),
+        ("gpu", ", ".join(map(str, machine.nvidia.gpus))),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("heads", ", ".join(settings.heads)),
         ("engines", turns if len(result.engines) > 1 else ""),

@@ -71,10 +71,11 @@ def save(model: Artifact) -> None:
     (model.path / artifact.MANIFEST).write_text(artifact.dump(model.manifest))
 
 
-def load(folder: str | Path, engine: str = "auto") -> M3:
+def load(folder: str | Path, engine: str = "auto", *, fallback: str | None = None) -> M3:
     """Stand in for m3rt.api.load."""
     model = artifact.read(folder)
-    return M3(model.manifest, Tokenizer.from_file(model.path / "tokenizer.json"), FakeEngine())
+    tokenizer = Tokenizer.from_file(model.path / "tokenizer.json")
+    return M3(model.manifest, tokenizer, FakeEngine(), why="[no] network")
 
 
 def with_parity(model: Artifact, ok: bool = True) -> Artifact:

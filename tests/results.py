@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from m3rt.doctor import Report
 from m3rt.engines import Probe
+from m3rt.nvidia import Driver
 from m3rt.processor import Cpu
 from m3rt.result import (
     SERIAL,
@@ -86,7 +87,7 @@ def result(*engines: EngineRun) -> Result:
             packages={"python": "3.11.9", "m3rt": "0.1.0", "numpy": "2.4.6", "torch": None},
             cpu=cpu,
             memory=1 << 34,
-            nvidia=(),
+            nvidia=Driver(None, (), "no NVIDIA driver"),
             engines=(Probe("cpu", True, "onnxruntime"),),
             auto="cpu:fp32",
             why="it is the only one",

@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 import m3rt
 from benchmarks.checkpoint import train_tokenizer
-from m3rt import api, artifact, cli, doctor, engines, errors, gate
+from m3rt import api, artifact, cli, doctor, engines, errors, gate, nvidia
 from m3rt.artifact import Artifact
 from m3rt.engines import Probe
 from m3rt.types import Heads
@@ -287,7 +287,7 @@ def test_a_failure_leaves_no_file(
 def test_each_error_has_its_exit_code(
     run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, kind: type[errors.M3Error]
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise kind("pip install 'm3rt[cpu]'")
 
     monkeypatch.setattr(api, "load", fail)
@@ -308,7 +308,7 @@ def test_model_that_is_not_there(run: Callable[..., Result], command: str) -> No
 
 
 def test_interrupt(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(api, "load", interrupt)
@@ -349,11 +349,36 @@ def test_a_reader_that_went_away_ends_it_quietly(model: Artifact, tmp_path: Path
     assert encoder.returncode == cli.BROKEN_PIPE
 
 
+@pytest.mark.skipif(os.name == "nt", reason="there are no pseudo-terminals")
+@pytest.mark.parametrize(("options", "told"), [((), 1), (("--engine", "cpu"), 0), (("--json",), 0)])
+def test_people_at_a_terminal_are_told_which_engine_auto_is(
+    options: tuple[str, ...], told: int, model: Artifact
+) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    command = process("encode", model.path, *options)
+    try:
+        done = subprocess.run(command, cwd=ROOT, input=TEXTS, stdout=subprocess.PIPE, stderr=theirs)
+        said = os.read(ours, 1 << 16).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert done.returncode == 0, said
+    assert said.count("engine: fake:fp32 ([no] network)") == told
+    assert len(lines(done.stdout)) == 3
+
+
 def test_inspect(
     run: Callable[..., Result], model: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    choice = engines.Choice("openvino", "bf16", "[a] detail")
-    monkeypatch.setattr(engines, "automatic", lambda: choice)
+    asked = list[Artifact]()
+
+    def automatic(found: Artifact) -> engines.Choice:
+        asked.append(found)
+        return engines.Choice("openvino", "bf16", "[a] detail")
+
+    monkeypatch.setattr(engines, "automatic", automatic)
     done = run("inspect", model.path)
     assert (done.exit_code, done.stderr) == (0, "")
     for text in (
@@ -369,6 +394,7 @@ def test_inspect(
     assert found["engine"]["detail"].startswith("[a] detail; not built, so it starts slowly")
     assert found["heads"] == ["dense", "sparse", "colbert"]
     assert found["files"]["tokenizer.json"]["bytes"] > 0
+    assert [one.path for one in asked] == [model.path] * 2  # which TensorRT engines it has counts
 
 
 def test_inspect_where_no_engine_runs(
@@ -386,7 +412,7 @@ def test_doctor(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, rea
     monkeypatch.setattr(engines, "probe", lambda name: Probe(name, ready, f"about [{name}]"))
     done = run("doctor")
     assert done.exit_code == (0 if ready else 7)
-    for text in ("about [cpu]", "no engine for it yet", "numpy", np.__version__):
+    for text in ("about [cpu]", "about [tensorrt-rtx]", "numpy", np.__version__):
         assert text in done.stdout
     done = run("doctor", "--json")
     found = json.loads(done.stdout)
@@ -403,29 +429,67 @@ def test_doctor_reads_proc(tmp_path: Path) -> None:
         "processor\t: 1\nmodel name\t: Another\n"
     )
     (tmp_path / "meminfo").write_text("MemTotal:       1024 kB\nMemFree: 1 kB\n")
-    gpu = tmp_path / "driver/nvidia/gpus/0000:01:00.0"
-    gpu.mkdir(parents=True)
-    (gpu / "information").write_text("Model: \t\t NVIDIA H200\nIRQ: 1\n")
     report = doctor.examine(tmp_path)
     assert (report.cpu.model, report.cpu.flags) == ("A CPU", ("avx512f", "amx_bf16"))
     assert report.cpu.cores >= 1
     assert report.memory == 1 << 20
-    assert report.nvidia == ("NVIDIA H200",)
 
 
 def test_doctor_where_there_is_no_proc(tmp_path: Path) -> None:
     report = doctor.examine(tmp_path)
-    assert (report.cpu.flags, report.memory, report.nvidia) == ((), None, ())
+    assert (report.cpu.flags, report.memory) == ((), None)
 
 
-def test_doctor_survives_a_broken_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(name: str) -> Probe:
+def test_doctor_shows_every_gpu(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus = (
+        nvidia.Gpu(0, "NVIDIA H200", (9, 0), 150_000_000_000),
+        nvidia.Gpu(1, "NVIDIA A10", (8, 6), 24_000_000_000),
+    )
+    monkeypatch.setattr(nvidia, "read", lambda: nvidia.Driver("12.8", gpus))
+    done = run("doctor")
+    for text in (
+        "0: NVIDIA H200, compute capability 9.0, 150.0 GB",
+        "1: NVIDIA A10, compute capability 8.6, 24.0 GB",
+        "driver for CUDA 12.8",
+    ):
+        assert text in done.stdout
+    assert json.loads(run("doctor", "--json").stdout)["nvidia"] == {
+        "cuda": "12.8",
+        "gpus": [
+            {"index": 0, "name": "NVIDIA H200", "capability": [9, 0], "memory": 150_000_000_000},
+            {"index": 1, "name": "NVIDIA A10", "capability": [8, 6], "memory": 24_000_000_000},
+        ],
+        "why": "",
+    }
+
+
+def test_doctor_says_why_there_is_no_gpu(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = nvidia.Driver("12.8", (), "the NVIDIA driver has no device")
+    monkeypatch.setattr(nvidia, "read", lambda: driver)
+    shown = " ".join(run("doctor").stdout.split())
+    assert "nvidia the NVIDIA driver has no device driver for CUDA 12.8" in shown
+    found = json.loads(run("doctor", "--json").stdout)["nvidia"]
+    assert found == {"cuda": "12.8", "gpus": [], "why": "the NVIDIA driver has no device"}
+
+
+def test_doctor_survives_a_broken_library(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(name: str) -> ModuleType:
         raise ImportError("libcudart.so.12: cannot open")
 
-    monkeypatch.setattr(engines, "probe", broken)
-    assert doctor.probe("cuda") == Probe(
-        "cuda", False, "cannot be imported: libcudart.so.12: cannot open"
-    )
+    monkeypatch.setattr(engines, "import_module", broken)
+    done = run("doctor", "--json")
+    assert done.exit_code == 7
+    found = json.loads(done.stdout)
+    assert found["auto"] is None
+    detail = "cannot be imported: libcudart.so.12: cannot open"
+    assert {"engine": "cuda", "ready": False, "detail": detail} in found["engines"]
+    assert f"no engine can run here: openvino: {detail}" in found["why"]
 
 
 @dataclass(frozen=True)

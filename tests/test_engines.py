@@ -12,8 +12,6 @@ import pytest
 
 import m3rt
 from m3rt import Heads, artifact, engines, processor
-from m3rt.engines import Probe, ov
-from m3rt.engines import ort as onnxruntime_engine
 from m3rt.types import Batch, ragged
 from tests import contract
 from tests.conftest import copied
@@ -123,20 +121,6 @@ def test_int8_is_refused_where_it_would_overflow(
     monkeypatch.setattr(processor, "read", lambda: old)
     with pytest.raises(m3rt.UnavailableError, match="an old one adds in 16 bits"):
         m3rt.load(built_dir, "cpu:int8")
-
-
-def test_auto_prefers_bf16_where_it_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ov, "precision", lambda name: "bf16")
-    assert str(engines.automatic()) == "openvino:bf16"
-    monkeypatch.setattr(ov, "precision", lambda name: "fp32")
-    assert str(engines.automatic()) == "cpu:fp32"
-    assert "no engine has fast bf16" in engines.automatic().why
-
-
-def test_openvino_alone_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnxruntime_engine, "probe", lambda name: Probe(name, False, "not there"))
-    monkeypatch.setattr(ov, "precision", lambda name: "fp32")
-    assert str(engines.automatic()) == "openvino:fp32"
 
 
 @pytest.mark.parametrize("spec", ["cpu:fp16", "openvino:", "cpu-padded:int8"])

@@ -141,6 +141,17 @@ def test_what_else_changed_is_said() -> None:
     assert "fp32 is 1.17 times" in found
 
 
+def test_other_gpus_are_said() -> None:
+    before, now = document(results.result()), document(results.result())
+    now["machine"]["nvidia"]["cuda"] = "13.0"  # another driver is no other GPU
+    assert comparison.compare("a", before, now).warnings == ()
+    gpu = {"index": 0, "name": "NVIDIA H200", "capability": [9, 0], "memory": 150_000_000_000}
+    now["machine"]["nvidia"]["gpus"] = [gpu]
+    assert comparison.compare("a", before, now).warnings == ("the graphics processors differ",)
+    before["machine"]["nvidia"] = ["NVIDIA H200"]  # as older results have it
+    assert comparison.compare("a", before, now).warnings == ()
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

@@ -80,7 +80,9 @@ def test_one_query_and_lines(reranker_dir: Path, reranker: m3rt.Reranker) -> Non
     )
     assert all("query" not in one and 0 < one["score"] < 1 for one in found)
     summary = json.loads(done.stderr)
-    assert summary.keys() == {"queries", "pairs", "tokens", "truncated", "seconds"}
+    counted = {"queries", "pairs", "tokens", "truncated", "recomputed"}
+    assert summary.keys() == counted | {"engine", "why", "seconds"}
+    assert (summary["engine"], summary["recomputed"]) == ("cpu:fp32", 0)
     assert (summary["queries"], summary["pairs"], summary["truncated"]) == (1, 5, 1)
 
 
