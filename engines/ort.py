@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from m3rt.artifact import EXPORT, Artifact
-from m3rt.engines import BACKENDS, Choice, Probe
+from m3rt import nvidia
+from m3rt.artifact import EXPORT, Artifact, Manifest
+from m3rt.engines import BACKENDS, Choice, Order, Probe
 from m3rt.engines.padding import cut, pad, unpad
 from m3rt.errors import ArtifactError, EngineError, UnavailableError
+from m3rt.graph import Graph
 from m3rt.processor import cores
 from m3rt.types import Batch, Engine, Heads, Limits, Raw
 
@@ -25,6 +27,7 @@ PROVIDERS = {
 }
 FORMS = {"cpu": "packed", "cpu-padded": "portable", "cuda": "portable"}
 INT8 = "cpu-int8.onnx"
+ONNX_TYPES = {"bfloat16": 16, "float8_e4m3fn": 17}  # that numpy has not
 
 # Linear layers are at their full speed from some 256 rows on; activations of many more than these
 # no longer fit the cache.
@@ -73,6 +76,7 @@ class Padded:
         self.limits = limits
         self._session = session
         self._pad_id = pad_id
+        self._ints = np.int32 if session.get_inputs()[0].type == "tensor(int32)" else np.int64
 
     def run(self, batch: Batch, heads: Heads) -> Raw:
         """Compute the heads asked for."""
@@ -80,13 +84,13 @@ class Padded:
         out = compute(
             self._session,
             heads,
-            {"input_ids": ids.astype(np.int64), "attention_mask": mask.astype(np.int64)},
+            {"input_ids": ids.astype(self._ints), "attention_mask": mask.astype(self._ints)},
         )
         weights, colbert = out.get("sparse"), out.get("colbert")
         return Raw(
             dense=out.get("dense"),
             weights=None if weights is None else unpad(weights, mask),
-            colbert=None if colbert is None else cut(colbert, batch),
+            colbert=None if colbert is None else cut(colbert.astype(np.float32, copy=False), batch),
             scores=out.get("score"),
         )
 
@@ -128,26 +132,49 @@ def load(artifact: Artifact, choice: Choice, streams: int) -> Engine:
     return Padded(str(choice), session, limits, artifact.manifest.pad_id)
 
 
-def build(
-    artifact: Artifact, choice: Choice, graph: Path | None, out: Path
-) -> Mapping[str, object]:
+def build(order: Order) -> Mapping[str, object]:
     """Keep the quantised graph; float32 runs the exported one as it is."""
-    if graph is not None:
-        for file in graph.parent.iterdir():
-            shutil.move(file, out / file.name)
+    if isinstance(order.graph, Path):
+        for file in order.graph.parent.iterdir():
+            shutil.move(file, order.out / file.name)
     return {}
+
+
+def from_memory(
+    graph: Graph, name: str, manifest: Manifest, longest: int = CPU_PADDED_LENGTH
+) -> Engine:
+    """Open a graph of the padded form that is in memory: to see what it gives, before it is built.
+
+    Args:
+        graph: in operations that ONNX Runtime has on CPUs.
+        name: of the engine.
+        manifest: of the model.
+        longest: most tokens of a text.
+
+    Raises:
+        EngineError: ONNX Runtime does not take it.
+    """
+    options = session_options()
+    values = [
+        ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
+            array.view(f"u{array.itemsize}"), ONNX_TYPES[array.dtype.name]
+        )
+        if array.dtype.name in ONNX_TYPES
+        else ort.OrtValue.ortvalue_from_numpy(array)
+        for array in graph.weights.values()
+    ]
+    options.add_external_initializers(list(graph.weights), values)
+    try:
+        session = ort.InferenceSession(graph.proto, options, providers=[PROVIDERS["cpu"]])
+    except Exception as error:  # the binding has no common class for its errors
+        raise EngineError(f"ONNX Runtime cannot open the graph: {error}") from error
+    longest = min(manifest.max_length, longest)
+    return Padded(name, session, Limits(CPU_TOKENS, longest, pads=True), manifest.pad_id)
 
 
 def open_session(graph: Path, name: str, streams: int = 1) -> ort.InferenceSession:
     """Open a graph with one provider, and no other in its place."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors come as exceptions
-    options.intra_op_num_threads = max(1, cores() // streams)
-    # waiting threads sleep: a server's other threads need the cores more
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # the arena keeps the peak of the longest text for ever, memory patterns one plan per shape
-    options.enable_cpu_mem_arena = False
-    options.enable_mem_pattern = False
+    options = session_options(streams)
     # TF32 has ten bits of fraction: float32 is asked for, and the tolerances are its
     exact = {"use_tf32": "0"} if name == "cuda" else {}
     try:
@@ -160,13 +187,26 @@ def open_session(graph: Path, name: str, streams: int = 1) -> ort.InferenceSessi
     return session
 
 
+def session_options(streams: int = 1) -> ort.SessionOptions:
+    """Return the settings of every session."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors come as exceptions
+    options.intra_op_num_threads = max(1, cores() // streams)
+    # waiting threads sleep: a server's other threads need the cores more
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # the arena keeps the peak of the longest text for ever, memory patterns one plan per shape
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    return options
+
+
 def precision(name: str) -> str:
     """Return the best near-lossless precision: ONNX Runtime has no bf16 on CPUs."""
     return "fp32"
 
 
 def probe(name: str) -> Probe:
-    """Say whether this installation has the engine's provider."""
+    """Say whether this installation has the engine's provider, and the machine its device."""
     there = ort.get_available_providers()
     if PROVIDERS[name] not in there:
         return Probe(
@@ -175,7 +215,14 @@ def probe(name: str) -> Probe:
             f"onnxruntime {ort.__version__} has no {PROVIDERS[name]}, only {', '.join(there)}: "
             f"pip uninstall onnxruntime; pip install 'm3rt[{BACKENDS[name].extra}]'",
         )
-    return Probe(name, True, f"{distribution()} {ort.__version__}, {PROVIDERS[name]}")
+    detail = f"{distribution()} {ort.__version__}, {PROVIDERS[name]}"
+    if name == "cuda":
+        # a provider is there once it is compiled in, whatever the machine has
+        driver = nvidia.read()
+        if not driver.gpus:
+            return Probe(name, False, f"{detail}, but no GPU: {driver.why}")
+        detail = f"{detail} on {driver.gpus[0]}"
+    return Probe(name, True, detail)
 
 
 def distribution() -> str:

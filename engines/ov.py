@@ -12,7 +12,7 @@ import numpy as np
 import openvino as ov
 
 from m3rt.artifact import EXPORT, Artifact
-from m3rt.engines import Choice, Probe
+from m3rt.engines import Choice, Order, Probe
 from m3rt.errors import ArtifactError, EngineError
 from m3rt.processor import cores
 from m3rt.types import Batch, Engine, Heads, Limits, Raw
@@ -111,17 +111,15 @@ def compile_graph(graph: Path, precision: str, streams: int) -> ov.CompiledModel
         raise ArtifactError(f"OpenVINO cannot open {graph}: {error}; {EXPORT}") from error
 
 
-def build(
-    artifact: Artifact, choice: Choice, graph: Path | None, out: Path
-) -> Mapping[str, object]:
+def build(order: Order) -> Mapping[str, object]:
     """Write the graph in OpenVINO's own form: it opens faster, and in half the memory.
 
     bf16 stores weights as float16, which holds every bit of a bf16 that is not tiny, and which
     OpenVINO can map and convert layer by layer. Nothing in the file is bound to this machine.
     """
-    core = ov.Core()
-    model = core.read_model(graph or artifact.graph(FORMS[choice.engine]))
-    ov.save_model(model, out / file_of(choice), compress_to_fp16=choice.precision == "bf16")
+    core, choice = ov.Core(), order.choice
+    model = core.read_model(order.graph or order.artifact.graph(FORMS[choice.engine]))
+    ov.save_model(model, order.out / file_of(choice), compress_to_fp16=choice.precision == "bf16")
     return {"storage": {"bf16": "float16", "fp32": "float32"}.get(choice.precision, "int8")}
 
 

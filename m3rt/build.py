@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from m3rt import __version__, artifact, engines, gate, harm, parity, recovery, tolerances
+from m3rt import __version__, artifact, engines, gate, harm, recovery, tolerances
 from m3rt.artifact import MANIFEST, Artifact, Build
 from m3rt.doctor import version
 from m3rt.engines import Choice
+from m3rt.engines.trt.shaping import Shaping
 from m3rt.errors import InputError, ParityError
 from m3rt.gate import Terms
 from m3rt.recovery import Attempt
-from m3rt.trial import Trials
+from m3rt.trial import EIGHT_BITS, Trials
 from m3rt.types import Ragged
 
 PREFIX = ".build-"
@@ -32,6 +33,7 @@ def run(
     force: bool = False,
     progress: Progress | None = None,
     terms: Terms | None = None,
+    shaping: Shaping | None = None,
 ) -> tuple[Choice, Artifact]:
     """Prepare a model directory for an engine, and prove the result.
 
@@ -48,6 +50,7 @@ def run(
         force: build again what is built already.
         progress: gets the bars.
         terms: what the result is held to; the precision's own tolerances by default.
+        shaping: what shapes to build for, and for which GPUs; TensorRT only.
 
     Returns:
         What was built, and the model directory with it. Where an engine has nothing to prepare,
@@ -55,14 +58,17 @@ def run(
 
     Raises:
         ArtifactError: the directory is missing, damaged or foreign.
-        InputError: it is built already and force is off, or the engine or a tolerance is not known.
+        InputError: it is built already and force is off, the engine or a tolerance is not known, or
+            the shaping is not one for the engine or the model.
         ParityError: the outputs are out of tolerance; says which head, and which layers.
         UnavailableError: a package is not installed.
     """
     made = artifact.read(path)
-    choice = parity.usable(engine)
+    choice = engines.to_build(engine)
     if str(choice) in made.manifest.builds and not force:
         raise InputError(f"{path} is built for {choice} already; pass --force to build it again")
+    if shaping is not None:  # refused before anything runs
+        engines.expect(choice, shaping, made.manifest.max_length)
     terms = terms or Terms()
     limits = tolerances.of(choice.precision, terms.tolerances)
     bars = progress or Progress(disable=True)
@@ -70,7 +76,7 @@ def run(
         if not artifact.alive(stale.name.removeprefix(PREFIX).split("-")[0]):
             shutil.rmtree(stale, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", dir=made.path) as folder:
-        trials = Trials(made, choice, limits, terms, Path(folder), bars)
+        trials = Trials(made, choice, limits, terms, Path(folder), bars, shaping)
         trials.prepare(calibration)
         first = trials.attempt()
         if first is None:
@@ -148,5 +154,6 @@ def with_build(
 def versions(choice: Choice) -> dict[str, str]:
     """Return the versions of what made the files."""
     package = engines.BACKENDS[choice.engine].package
-    names = (package, "onnx-ir") if choice.precision == "int8" else (package,)
+    made = choice.precision in EIGHT_BITS or engines.form(choice) == "typed"
+    names = (package, "onnx-ir") if made else (package,)
     return {"m3rt": __version__} | {name: found for name in names if (found := version(name))}

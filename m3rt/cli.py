@@ -26,6 +26,7 @@ from m3rt import (
     records,
     render,
     rerank_command,
+    shaping_options,
     verdicts,
 )
 from m3rt import build as prepare
@@ -36,6 +37,7 @@ from m3rt.options import (
     DatasetLoss,
     DatasetOption,
     Engine,
+    Fallback,
     GateTexts,
     HeadsOption,
     InputFormat,
@@ -44,6 +46,15 @@ from m3rt.options import (
     OnLong,
     Recover,
     Tolerance,
+)
+from m3rt.shaping_options import (
+    DeclaredMix,
+    LengthsFile,
+    MaxLength,
+    MaxTokens,
+    ProfileCount,
+    Profiles,
+    Target,
 )
 from m3rt.types import Heads, Pooling
 
@@ -126,7 +137,7 @@ def build(
     model: Model,
     engine: Engine = "auto",
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16 or int8; default: the engine's best.")
+        str | None, typer.Option(help="fp32, bf16, fp16, int8 or fp8; default: the engine's best.")
     ] = None,
     calibration: Calibration = None,
     tolerance: Tolerance = None,
@@ -134,15 +145,33 @@ def build(
     dataset: DatasetOption = None,
     dataset_loss: DatasetLoss = None,
     recover: Recover = True,
+    max_length: MaxLength = None,
+    max_tokens: MaxTokens = None,
+    profiles: Profiles = None,
+    profile_count: ProfileCount = None,
+    lengths: LengthsFile = None,
+    mix: DeclaredMix = None,
+    target: Target = None,
     force: Annotated[bool, typer.Option("--force", help="Build again what is built.")] = False,
     as_json: Json = False,
 ) -> None:
     """Prepare a model directory for an engine: quantised weights, files that open fast."""
+    spec = f"{engine}:{precision}" if precision else engine
+    shaping = shaping_options.read(
+        model,
+        spec,
+        max_length=max_length,
+        max_tokens=max_tokens,
+        profiles=profiles,
+        profile_count=profile_count,
+        lengths=lengths,
+        mix=mix,
+        target=target,
+    )
     with verdicts.differing(model, as_json), render.progress() as bar:
         ids = None if calibration is None else options.token_ids(model, calibration)
         terms = options.terms(model, tolerance, gate_texts, dataset, dataset_loss, recover)
-        spec = f"{engine}:{precision}" if precision else engine
-        choice, made = prepare.run(model, spec, ids, force, bar, terms)
+        choice, made = prepare.run(model, spec, ids, force, bar, terms, shaping)
     done = made.manifest.builds.get(str(choice))
     if as_json:
         render.show_json(
@@ -153,6 +182,8 @@ def build(
         render.say(f"{choice} has nothing to prepare: it runs {model} as it is")
     else:
         render.show(*verdicts.built(done))
+        if note := verdicts.note(done):
+            render.say(note)
 
 
 @app.command()
@@ -190,7 +221,7 @@ def inspect(model: Model, as_json: Json = False) -> None:
     from m3rt.doctor import automatic
 
     found = artifact.read(model)
-    name, why = automatic()
+    name, why = automatic(found)
     if name and name not in found.manifest.builds and not name.startswith("cpu"):
         why += "; not built, so it starts slowly: run m3rt build"
     if as_json:
@@ -226,6 +257,7 @@ def encode(
     ] = InputFormat.AUTO,
     heads: HeadsOption = None,
     engine: Engine = "auto",
+    fallback: Fallback = None,
     max_length: Annotated[
         int | None, typer.Option(help="Tokens kept of a text; default: the model's.")
     ] = None,
@@ -248,7 +280,7 @@ def encode(
     jsonl = options.is_jsonl(file, input_format)
 
     began = time.monotonic()
-    m3 = api.load(model, engine)
+    m3 = api.load(model, engine, fallback=fallback)
     run = partial(
         m3.encode,
         heads=heads or Heads.ALL,
@@ -257,6 +289,8 @@ def encode(
         batch_tokens=batch_tokens,
     )
     nothing = run([])  # refuses bad options before anything is read or written
+    if not as_json:
+        render.say_engine(engine, m3.engine.name, m3.why)
     piece = m3.tokenizer.piece if tokens else None
     width = m3.manifest.colbert_dim or m3.manifest.hidden
     done = {"texts": 0, "tokens": 0, "truncated": 0}
@@ -268,15 +302,17 @@ def encode(
     ):
         task = bar.add_task("encode", total=None if bar.disable else records.count(file))
         for chunk in records.chunks(records.read(stream, records.name_of(file), jsonl)):
-            with records.placed(chunk):
+            with records.placed(chunk, warn=not as_json):
                 found = run([r.text for r in chunk], progress=lambda n: bar.advance(task, n))
             write([record.id for record in chunk], found)
             done["texts"] += len(found)
             done["tokens"] += int(found.n_tokens.sum())
             done["truncated"] += int(found.truncated.sum())
     if as_json:
-        render.say_json(done | {"seconds": round(time.monotonic() - began, 3)})
-    elif done["truncated"]:
+        render.say_json(done | render.ended(m3, began))
+        return
+    render.say_recomputed(m3.recomputed, done["texts"], "texts", fallback)
+    if done["truncated"]:
         render.say(f"{done['truncated']} of {done['texts']} texts were too long and are truncated")
 
 

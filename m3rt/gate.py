@@ -97,7 +97,7 @@ def verify(
         ParityError: a figure is out of tolerance; says which head, and which layers if int8 was
             built here.
     """
-    choice = parity.usable(engine)
+    choice = parity.usable(engine, artifact)
     build = artifact.manifest.builds.get(str(choice))
     limits = tolerances.of(choice.precision, terms.tolerances)
     if build and build.certificate:

@@ -35,6 +35,9 @@ from m3rt.types import Embeddings, Heads
 
 SERIAL_TOKENS = 512  # that are written to measure writing; JSONL may take longer than the model
 
+# TensorRT-RTX: wait for the kernels of a shape, or the first runs would measure others
+EAGER = "M3RT_TENSORRT_EAGER"
+
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -202,6 +205,7 @@ def main() -> None:
     # what libraries print would garble the answers: they get stderr
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    os.environ.setdefault(EAGER, "1")
 
     def answer(found: Mapping[str, Any]) -> None:
         answers.write(json.dumps(found) + "\n")

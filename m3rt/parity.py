@@ -142,7 +142,7 @@ def gate(
     Raises:
         ParityError: a figure is out of tolerance; ``error.parity`` holds all of them.
     """
-    choice = usable(engine)
+    choice = usable(engine, artifact)
     model = start_any(artifact, str(choice))
     figures, failed = judge(model, reference, TOLERANCES[choice.precision], progress, longest)
     if failed:
@@ -167,13 +167,13 @@ def judge(
     return figures | {"engine": name, "ok": not failed}, failed
 
 
-def usable(engine: str) -> Choice:
-    """Return engine and precision, auto resolved.
+def usable(engine: str, artifact: Artifact | None = None) -> Choice:
+    """Return engine and precision, auto resolved; for what is to run, see engines.choose.
 
     Raises:
         UnavailableError: it cannot run here.
     """
-    choice = engines.choose(engine)
+    choice = engines.choose(engine, artifact)
     found = engines.probe(choice.engine)
     if not found.ready:
         raise UnavailableError(found.detail)

@@ -18,17 +18,23 @@ from rich.progress import Progress
 from m3rt import engines, gate, parity, recovery, sample
 from m3rt.api import start_any
 from m3rt.artifact import MANIFEST, Artifact, Build
-from m3rt.engines import Choice
+from m3rt.engines import Choice, Order
+from m3rt.engines.trt.shaping import Shaping
 from m3rt.errors import missing
 from m3rt.gate import Baseline, Terms
+from m3rt.graph import Graph
 from m3rt.harm import Harm, worst
 from m3rt.parity import Reference
 from m3rt.recovery import Attempt
+from m3rt.rehearsal import rehearse
+from m3rt.reranker import Reranker
+from m3rt.runtime import M3
 from m3rt.sample import AnySample
 from m3rt.tolerances import Tolerances
 from m3rt.types import Ragged
 
 QUANTISER = ("onnx", "onnx_ir", "onnxruntime")
+EIGHT_BITS = ("int8", "fp8")
 
 
 class Trials:
@@ -42,6 +48,7 @@ class Trials:
         terms: Terms,
         folder: Path,
         bars: Progress,
+        shaping: Shaping | None = None,
     ) -> None:
         self.made = made
         self.choice = choice
@@ -49,6 +56,7 @@ class Trials:
         self.terms = terms
         self.folder = folder
         self.bars = bars
+        self.shaping = shaping or Shaping()
         self.recipe: Any = None  # of int8; see m3rt.export.quantize
         self._calibration: Ragged[np.int32] | None = None
 
@@ -70,8 +78,10 @@ class Trials:
         if calibration is None:
             calibration = Reference.read(self.made.path / parity.REFERENCE).ids
         self._calibration = sample.apart(calibration, self.built_in, self.sample)
-        if self.choice.precision == "int8":
-            self.recipe = quantiser().plan(self.made, self._calibration, self.folder, self.bars)
+        if self.choice.precision in EIGHT_BITS:
+            module = quantiser()
+            grid = module.grid(engines.form(self.choice), self.choice.precision)
+            self.recipe = module.plan(self.made, grid, self._calibration, self.folder, self.bars)
 
     @cached_property
     def built_in(self) -> AnySample:
@@ -116,23 +126,44 @@ class Trials:
 
     def write(self, kept: tuple[str, ...], part: Path) -> dict[str, Any]:
         """Fill a directory with what the engine wants; return how it was done."""
-        graph: Path | None = None
         recipe: dict[str, Any] = {}
+        if self.recipe:
+            shutil.copy(self.folder / self.recipe.file, part)
+            recipe = self.recipe.summary(kept)
+            recipe |= {"worst": worst(self.recipe.harm, self.made.manifest.heads)}
         with tempfile.TemporaryDirectory(dir=self.folder) as graphs:
-            if self.recipe:
-                module, form = quantiser(), engines.form(self.choice)
-                graph = module.write(self.made, form, self.recipe, kept, Path(graphs), self.bars)
-                shutil.copy(self.folder / module.RECIPE, part)
-                recipe = self.recipe.summary(kept)
-                recipe |= {"worst": worst(self.recipe.harm, self.made.manifest.heads)}
+            graph = self.graph(kept, Path(graphs))
             task = self.bars.add_task(f"build {self.choice}", total=None)
-            recipe |= engines.build(self.made, self.choice, graph, part)
+            order = Order(self.made, self.choice, graph, part, self.shaping, self.bars)
+            recipe |= engines.build(order)
             self.bars.update(task, total=1, completed=1)
         return recipe
 
+    def graph(self, kept: tuple[str, ...], folder: Path) -> Path | Graph | None:
+        """Make the graph that an engine asks for, with some sites in higher precision."""
+        form = engines.form(self.choice)
+        if form == "typed":
+            return self.typed(kept)
+        if self.recipe is None:
+            return None
+        path: Path = quantiser().write(self.made, form, self.recipe, kept, folder, self.bars)
+        return path
+
+    def typed(self, kept: tuple[str, ...]) -> Graph:
+        """Make the graph for TensorRT, in memory."""
+        module = quantiser("typed")
+        graph: Graph = module.write(self.made, self.choice.precision, self.recipe, kept, self.bars)
+        return graph
+
+    def open(self, made: Attempt) -> M3 | Reranker:
+        """Open a build; where its device is not here, the graph that it was built from."""
+        if engines.probe(self.choice.engine).ready:
+            return start_any(made.artifact, str(self.choice))
+        return rehearse(made.artifact, self.choice, self.typed(made.kept))
+
     def judge(self, made: Attempt) -> Attempt:
         """Run the gates, those first that take the least time; stop at one that is not passed."""
-        model = start_any(made.artifact, str(self.choice))
+        model = self.open(made)
         if gate.needed(self.choice.precision):
             certificate = gate.certify(model, self.expected, self.limits, self.bars)
             made = made.judged(certificate.failures, certificate=certificate)
@@ -158,11 +189,18 @@ class Trials:
             module = import_module("m3rt.export.quantize")
         except ModuleNotFoundError:
             return {}
-        found: Harm = module.harm_of_bf16(self.made, self._calibration, self.bars)
+        found: Harm = module.harm_of_half(
+            self.made, self.choice.precision, self._calibration, self.bars
+        )
         return found
 
     def speeds(self, first: Attempt, done: Attempt) -> dict[str, float]:
-        """Return the tokens a second before and after, and those of float32, on the sample."""
+        """Return the tokens a second before and after, and those of float32, on the sample.
+
+        {} where the device of the engine is not here.
+        """
+        if not engines.probe(self.choice.engine).ready:
+            return {}
         task = self.bars.add_task("measure the speed", total=None)
         models = {
             "float32": start_any(self.made, self.expected.engine),
@@ -174,14 +212,14 @@ class Trials:
         return found
 
 
-def quantiser() -> ModuleType:
-    """Import what makes int8 graphs.
+def quantiser(module: str = "quantize") -> ModuleType:
+    """Import what makes graphs of reduced precision.
 
     Raises:
         UnavailableError: a package of the build extra is not installed.
     """
     try:
-        return import_module("m3rt.export.quantize")
+        return import_module(f"m3rt.export.{module}")
     except ModuleNotFoundError as error:
         if error.name in QUANTISER:
             raise missing(error.name, "build", "quantising") from error

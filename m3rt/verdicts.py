@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rich.table import Table
 from m3rt import render
 from m3rt.artifact import Build
 from m3rt.certificate import Certificate, check_of, limit_of
+from m3rt.engines.trt.plan import Plan
 from m3rt.errors import ParityError
 
 
@@ -49,7 +51,38 @@ def built(build: Build) -> list[Table]:
         tables += certified(build.certificate)
         if report := build.recipe.get("recovery"):
             tables += recovered(report, build.certificate)
+    if "plan" in build.recipe:
+        tables += planned(Plan.read(build.recipe))
     return tables
+
+
+def note(build: Build) -> str | None:
+    """Return what else is to be said of a build, if anything."""
+    engine = str(build.parity.get("engine", ""))
+    spec, beside, _ = engine.partition(" as its graph")
+    if not beside:
+        return None
+    return (
+        f"no device of {spec} is here: its graph was judged on ONNX Runtime, and its kernels by "
+        f"what is written in them; on the GPU run: m3rt verify MODEL --engine {spec}"
+    )
+
+
+def planned(plan: Plan) -> list[Table]:
+    """Return the shapes that a TensorRT engine was built for, and the memory that they take."""
+    table = render.titled(
+        f"{plan.library} {plan.version} for {', '.join(plan.target)}",
+        *("lengths", "most texts", "best for", "activations"),
+    )
+    for profile, memory in itertools.zip_longest(plan.profiles, plan.memory):
+        table.add_row(
+            f"{profile.least[1]} to {profile.most[1]}",
+            str(profile.most[0]),
+            "x".join(map(str, profile.best)),
+            "not told" if memory is None else decimal(memory),
+        )
+    table.add_row("weights", "", "", decimal(plan.weights))
+    return [table]
 
 
 def certified(certificate: Certificate) -> list[Table]:
@@ -89,8 +122,8 @@ def recovered(report: Mapping[str, Any], certificate: Certificate) -> list[Table
             if check_of(heads, name):
                 now = certificate.figures.get(heads, {}).get(name, "")
                 change.add_row(f"{heads} {name}", render.figure(value), render.figure(now))
-    speed = report["tokens_per_second"]
-    rates = [f"{speed[name]:.0f}" for name in ("before", "after", "float32")]
-    change.add_row("tokens a second", *rates)
+    if speed := report["tokens_per_second"]:  # {} where the engine's device was not there
+        rates = [f"{speed[name]:.0f}" for name in ("before", "after", "float32")]
+        change.add_row("tokens a second", *rates)
     change.add_row("size", *(decimal(report["bytes"][name]) for name in ("before", "after")))
     return [raised, change]

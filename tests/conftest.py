@@ -106,6 +106,12 @@ def reranker(reranker_dir: Path) -> m3rt.Reranker:
 
 
 @pytest.fixture(scope="session")
+def small_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of the small trained model. Tests must not write in it."""
+    return exported(ROOT / "benchmarks" / "small" / "checkpoint", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
 def model(model_dir: Path) -> m3rt.M3:
     """The small model on the engine that is exact."""
     return m3rt.load(model_dir, "cpu")
