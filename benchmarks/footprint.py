@@ -70,8 +70,8 @@ def footprint(model: Path, spec: str, rounds: int) -> dict[str, Any]:
     }
 
 
-def prepare(data: Path, work: Path) -> Path:
-    """Return the full-size model directory, made where it is not there."""
+def full_size(data: Path, work: Path) -> Path:
+    """Return the full-size model directory, made and exported where it is not there."""
     checkpoint, model = work / "checkpoint", work / "model"
     if not checkpoint.exists():
         configs = work / "tokenizer"
@@ -82,6 +82,12 @@ def prepare(data: Path, work: Path) -> Path:
         make(checkpoint, Shape(), configs)
     if not model.exists():
         export.run(str(checkpoint), model)
+    return model
+
+
+def prepare(data: Path, work: Path) -> Path:
+    """Return the full-size model directory, built for every engine."""
+    model = full_size(data, work)
     for spec in SPECS:
         if spec != "cpu:fp32" and spec not in artifact.read(model).manifest.builds:
             build.run(model, spec)
