@@ -68,8 +68,14 @@ def sweep(
 
 
 def distance(a: Floats, b: Floats) -> float:
-    """Return the mean of 1 - cosine of unit rows, in float64, or 1e-8 would round to nothing."""
-    return float(np.mean(1 - np.einsum("ij,ij->i", a.astype(np.float64), b.astype(np.float64))))
+    """Return the mean of 1 - cosine of rows, in float64, or 1e-8 would round to nothing.
+
+    Unit rows are of length 1 but for a rounding of float32, which is more than bf16 does to a row
+    at one site: so lengths are divided out.
+    """
+    left, right = a.astype(np.float64), b.astype(np.float64)
+    lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    return float(np.mean(1 - np.einsum("ij,ij->i", left, right) / np.maximum(lengths, 1e-12)))
 
 
 def error(a: Floats, b: Floats) -> float:

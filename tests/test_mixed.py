@@ -41,7 +41,7 @@ FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 def long_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The export of a checkpoint whose longest texts fit the memory of a test."""
     folder = tmp_path_factory.mktemp("long")
-    made = make(folder / "checkpoint", LONG, std=0.2)
+    made = make(folder / "checkpoint", LONG, std=0.1)
     return export.run(str(made), folder / "model").path
 
 

@@ -128,11 +128,18 @@ def test_the_sweep_finds_the_site_that_is_rounded_worst(model_dir: Path) -> None
     assert len(done) == len(found) == len(names) + 1
     for head in ("dense", "sparse", "colbert"):
         harm = {name: of_heads[head] for name, of_heads in found.items()}
-        assert (
-            abs(harm[WORDS]) < harm[bad] / 100
-        )  # not 0: vectors are of length 1 but for a rounding
+        assert abs(harm[WORDS]) < harm[bad] / 1e6
         assert max(harm, key=lambda name: harm[name]) == bad
         assert harm[bad] > 3 * sorted(harm.values())[-2] > 0
+
+
+def test_lengths_of_vectors_are_no_harm() -> None:
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(300, 64))
+    unit = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    assert abs(sensitivity.distance(unit, unit * np.float32(1 + 1e-6))) < 1e-14
+    tiny = unit + np.float32(1e-5) * random.normal(size=unit.shape).astype(np.float32)
+    assert sensitivity.distance(unit, tiny) == pytest.approx(64 * 1e-10 / 2, rel=0.1)
 
 
 def to_nothing(put: sensitivity.Put, x: ir.Value) -> ir.Value:

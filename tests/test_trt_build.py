@@ -422,6 +422,7 @@ def test_an_interrupted_build_leaves_nothing(
     mine = copied(small_dir, tmp_path / "mine").path
     before = {file.name: file.stat().st_mtime_ns for file in mine.iterdir()}
     command = [sys.executable, "-m", "m3rt.cli", "build", str(mine), "--engine", "tensorrt-rtx"]
+    command += ["--profile-count", "12"]  # seconds of work for the library
     process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ})
     until = time.monotonic() + 60
     while not list(mine.glob(".build-*")) and time.monotonic() < until:
@@ -532,7 +533,7 @@ def test_other_networks(name: str, precision: str, request: pytest.FixtureReques
     exact = ort.load(made, engines.Choice("cpu-padded", "fp32"), 1)
     batch, heads = batch_of(4, 300), made.manifest.head_flags
     a, b = (one.run(batch, heads) for one in (exact, engine))
-    most = 0.01 if precision == "int8" else 1e-3
+    most = 0.02 if precision == "int8" else 1e-3
     for left, right in ((a.dense, b.dense), (a.weights, b.weights)):
         if left is not None and right is not None:
             np.testing.assert_allclose(left, right, atol=most)
