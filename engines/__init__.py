@@ -234,9 +234,6 @@ def unfit(choice: Choice, build: Build, gpu: Gpu) -> str | None:
     if not (found := probe(choice.engine)).ready:
         return found.detail
     library = import_module(BACKENDS[choice.engine].package)
-    if plan.library != library.__name__:
-        return f"the manifest says that {plan.library} built it; build it again"
-    library = import_module(BACKENDS[choice.engine].package)
     return fits(plan, library.__name__, library.__version__, gpu)
 
 
