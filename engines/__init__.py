@@ -237,6 +237,17 @@ def unfit(choice: Choice, build: Build, gpu: Gpu) -> str | None:
     return fits(plan, library.__name__, library.__version__, gpu)
 
 
+def runs_here(artifact: Artifact, choice: Choice) -> bool:
+    """Whether an engine runs here; a TensorRT engine may have been built for another GPU."""
+    if not probe(choice.engine).ready:
+        return False
+    build = artifact.manifest.builds.get(str(choice))
+    if build is None or "plan" not in build.recipe:
+        return True
+    gpus = nvidia.read().gpus
+    return bool(gpus) and unfit(choice, build, gpus[0]) is None
+
+
 def on_cpu(passed: Sequence[str]) -> Choice:
     """Return what auto stands for without a GPU.
 

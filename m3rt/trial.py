@@ -157,7 +157,7 @@ class Trials:
 
     def open(self, made: Attempt) -> M3 | Reranker:
         """Open a build; where its device is not here, the graph that it was built from."""
-        if engines.probe(self.choice.engine).ready:
+        if engines.runs_here(made.artifact, self.choice):
             return start_any(made.artifact, str(self.choice))
         return rehearse(made.artifact, self.choice, self.typed(made.kept))
 
@@ -199,7 +199,7 @@ class Trials:
 
         {} where the device of the engine is not here.
         """
-        if not engines.probe(self.choice.engine).ready:
+        if not engines.runs_here(first.artifact, self.choice):
             return {}
         task = self.bars.add_task("measure the speed", total=None)
         models = {

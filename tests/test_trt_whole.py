@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorrt_rtx
 from rich.progress import Progress
 from typer.testing import CliRunner
 
@@ -47,7 +48,7 @@ def mine(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
         cache: Path | None,
         bars: Progress,
     ) -> builder.Built:
-        assert (trt.__name__, tuple(target)) == ("tensorrt", ())
+        assert trt.__name__ == "tensorrt_rtx" or not target
         contents = emulated.contents_of(artifact.read(folder), profiles)
         out.write_bytes(emulated.MAGIC + json.dumps(contents).encode())
         memory = tuple(emulated.PER_TOKEN * p.most[0] * p.most[1] for p in profiles)
@@ -73,6 +74,19 @@ def test_the_engine_itself_is_certified_and_chosen(mine: Path) -> None:
     found = model.encode(contract.TEXTS)
     for i in range(len(contract.TEXTS)):
         contract.same(found, i, exact, i, 2e-3)
+
+
+def test_an_engine_for_another_gpu_is_judged_by_its_graph(
+    mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets = tensorrt_rtx.ComputeCapability
+    library = emulated.install(monkeypatch, EmulatedCuda(), "tensorrt_rtx")
+    monkeypatch.setattr(library, "ComputeCapability", targets, raising=False)
+    for target, judged in (("sm120", "as its graph on ONNX Runtime"), ("sm86", "")):
+        shaping = Shaping(max_tokens=8192, target=(target,))
+        _, made = build.run(mine, "tensorrt-rtx:fp16", shaping=shaping, force=True)
+        engine = made.manifest.builds["tensorrt-rtx:fp16"].parity["engine"]
+        assert engine == f"tensorrt-rtx:fp16 {judged}".strip()
 
 
 def test_the_commands_show_it(mine: Path) -> None:
