@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import weakref
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -72,9 +73,8 @@ class Typed:
 
     def _width(self, longest: int) -> int:
         """Return the width to pad to."""
-        for width in self.limits.widths:
-            if width >= longest:
-                return width
+        if (place := bisect_left(self.limits.widths, longest)) < len(self.limits.widths):
+            return self.limits.widths[place]
         raise EngineError(
             f"a text of {longest} tokens, and no profile of {self.name} takes more than "
             f"{self.limits.max_length}: encode with a max_length of at most that"
