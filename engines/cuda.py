@@ -1,51 +1,33 @@
 """The CUDA runtime: the device, its memory, streams, events and graphs.
 
 A thin layer over cuda.bindings.runtime, whose functions return an error code and values, and let
-other threads run while they wait. All is for device 0; CUDA_VISIBLE_DEVICES chooses another.
+other threads run while they wait. Devices are numbered as CUDA_VISIBLE_DEVICES leaves them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import threading
+from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from m3rt.engines.faults import ABSENT, LOST, DeviceLostError
+from m3rt.engines.faults import OutOfMemoryError as OutOfMemoryError
 from m3rt.errors import EngineError, UnavailableError, missing
 from m3rt.nvidia import Gpu
 
-DEVICE = 0
-
-# After these the process can use the device no more: every further call fails.
-LOST = frozenset(
-    f"cudaError{name}"
-    for name in (
-        *("Assert", "Contained", "ContextIsDestroyed", "ECCUncorrectable", "ExternalDevice"),
-        *("HardwareStackError", "IllegalAddress", "IllegalInstruction", "InvalidAddressSpace"),
-        *("InvalidPc", "LaunchFailure", "LaunchTimeout", "MisalignedAddress"),
-        *("MpsClientTerminated", "NvlinkUncorrectable", "TensorMemoryLeak", "Unknown"),
-    )
-)
-# The device cannot be used at all, or not now.
-ABSENT = frozenset(
-    f"cudaError{name}"
-    for name in (
-        *("CompatNotSupportedOnDevice", "DevicesUnavailable", "InitializationError"),
-        *("InsufficientDriver", "InvalidDevice", "MpsConnectionFailed", "NoDevice"),
-        *("OperatingSystem", "StubLibrary", "SystemDriverMismatch", "SystemNotReady"),
-    )
-)
 OTHERWISE = "or choose an engine for CPUs: openvino or cpu"
 
 # Memory grows in steps of an eighth of its size or more, so that it seldom moves.
 GRAIN = 2 << 20
 
 
-class OutOfMemoryError(EngineError):
-    """The device, or pinned memory, is full. Engines run smaller batches instead."""
+_here = threading.local()  # device: what use last made this thread's own
 
 
 def runtime(engine: str) -> Any:
@@ -63,10 +45,15 @@ def runtime(engine: str) -> Any:
 
 
 class Cuda:
-    """Calls into the CUDA runtime, with errors that say what to do."""
+    """Calls into the CUDA runtime for one device, with errors that say what to do.
 
-    def __init__(self, module: Any) -> None:
+    A thread has a current device, to which memory, streams and events belong that it makes: see
+    use.
+    """
+
+    def __init__(self, module: Any, device: int = 0) -> None:
         self.module = module
+        self.device = device
         self._lost = ""  # what was said when the device was lost
 
     def checked(self, function: str, *args: Any) -> Any:
@@ -75,10 +62,11 @@ class Cuda:
         Raises:
             OutOfMemoryError: there is not enough of it.
             UnavailableError: there is no device, or its driver is missing or too old.
-            EngineError: anything else; if the device was lost, so does every later call.
+            DeviceLostError: the device was lost; so does every later call.
+            EngineError: anything else.
         """
         if self._lost:
-            raise EngineError(self._lost)
+            raise DeviceLostError(self._lost)
         code, *values = getattr(self.module, function)(*args)
         if code != self.module.cudaError_t.cudaSuccess:
             raise self._error(code, function, args)
@@ -93,10 +81,33 @@ class Cuda:
         """Refuse to go on if the device was lost.
 
         Raises:
-            EngineError: it was.
+            DeviceLostError: it was.
         """
         if self._lost:
-            raise EngineError(self._lost)
+            raise DeviceLostError(self._lost)
+
+    def use(self) -> None:
+        """Make the device this thread's own; others may have changed it since the last time.
+
+        Raises:
+            UnavailableError: there is no such device.
+        """
+        self.checked("cudaSetDevice", self.device)
+        _here.device = self.device
+
+    @contextlib.contextmanager
+    def borrow(self) -> Iterator[None]:
+        """Make the device this thread's own for a while, to give back what is there; never raises.
+
+        Garbage is collected at any moment, also while this thread works on another device.
+        """
+        before = getattr(_here, "device", self.device)
+        self.quietly("cudaSetDevice", self.device)
+        try:
+            yield
+        finally:
+            if before != self.device:
+                self.quietly("cudaSetDevice", before)
 
     def gpu(self) -> Gpu:
         """Return the device; takes none of its memory.
@@ -104,12 +115,18 @@ class Cuda:
         Raises:
             UnavailableError: there is none.
         """
-        if not self.checked("cudaGetDeviceCount"):
+        count = self.checked("cudaGetDeviceCount")
+        if not count:
             raise self._error(self.module.cudaError_t.cudaErrorNoDevice, "", ())
-        found = self.checked("cudaGetDeviceProperties", DEVICE)
+        if self.device >= count:
+            raise UnavailableError(
+                f"there is no device {self.device}, only {', '.join(map(str, range(count)))}: see "
+                "CUDA_VISIBLE_DEVICES"
+            )
+        found = self.checked("cudaGetDeviceProperties", self.device)
         name = found.name.decode("utf-8", "replace").rstrip("\0")
         capability = (int(found.major), int(found.minor))
-        return Gpu(DEVICE, name, capability, int(found.totalGlobalMem))
+        return Gpu(self.device, name, capability, int(found.totalGlobalMem))
 
     def free(self) -> int:
         """Return the bytes of device memory that nobody uses."""
@@ -130,7 +147,7 @@ class Cuda:
             return UnavailableError(f"no CUDA device can be used: {said}; {self._cure(name)}")
         if name in LOST:
             self._lost = f"the device was lost: {said} (in {function}); start the process again"
-            return EngineError(self._lost)
+            return DeviceLostError(self._lost)
         return EngineError(f"CUDA failed: {said} (in {function})")
 
     def _text(self, code: Any) -> str:

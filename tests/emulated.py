@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
@@ -23,10 +25,10 @@ from m3rt import artifact
 from m3rt.artifact import Artifact, Build
 from m3rt.engines.trt.plan import PORTABLE, Plan
 from m3rt.engines.trt.profiles import Profile
-from m3rt.engines.trt.slots import INPUTS, outputs
+from m3rt.engines.trt.tensors import INPUTS, outputs
 from tests import fake
 from tests.conftest import copied
-from tests.emulated_cuda import EmulatedCuda, Failure, Violation
+from tests.emulated_cuda import Code, EmulatedCuda, Failure, Violation
 
 MAGIC = b"EMULATED"
 VERSIONS = {"tensorrt": "10.13.3.9", "tensorrt_rtx": "1.7.1.116"}
@@ -96,6 +98,7 @@ class Library(ModuleType):
     Attributes:
         refuse: executions that fail, counted from 1, and what is logged.
         crash: code that the device reports when it comes to an execution of this number.
+        lost: how many executions each device ends before it is lost; by its number.
         spoil: whether outputs are NaN.
         uncapturable: whether a capture fails.
     """
@@ -107,10 +110,12 @@ class Library(ModuleType):
         self.rtx = name == "tensorrt_rtx"
         self.refuse: dict[int, str] = {}
         self.crash: dict[int, Any] = {}
+        self.lost: dict[int, int] = {}
         self.spoil = False
         self.uncapturable = False
         self.executions = 0  # asked for, captured ones too
         self.ran: list[tuple[int, int, int]] = []  # profile, texts, width, as the device ran them
+        self.ran_on: Counter[int] = Counter()  # how many of them on each device
         self.compiled = 0
         self.configs: list[Any] = []
         self.logger: Any = None
@@ -161,6 +166,7 @@ class CudaEngine:
         self.num_io_tensors = len(self.tensors)
         self.num_optimization_profiles = len(plan["profiles"])
         self.taken: set[int] = set()
+        self.device = library.cuda.device()
         _, self.weights = library.cuda.cudaMalloc(plan["weights"])
         if self.weights is None:
             raise Violation("no memory for the weights, and nobody looked")
@@ -194,6 +200,8 @@ class CudaEngine:
 
     def create_execution_context(self, how: Any) -> ExecutionContext:
         strategy = how.strategy if isinstance(how, RuntimeConfig) else how
+        if self.device != self.library.cuda.device():
+            raise Violation(f"the engine is on device {self.device}")
         if strategy != ExecutionContextAllocationStrategy.USER_MANAGED:
             raise Violation("the context allocates for the largest shape of all profiles")
         if isinstance(how, RuntimeConfig):
@@ -226,7 +234,7 @@ class RuntimeConfig:
 
 class RuntimeCache:
     def __init__(self, library: Library) -> None:
-        self.here = [library.__version__, list(library.cuda.capability)]
+        self.here = [library.__version__, list(library.cuda.card().capability)]
         self.kernels: set[str] = set()
 
     def serialize(self) -> bytes:
@@ -310,6 +318,8 @@ class ExecutionContext:
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         library = self.library
+        if self.engine.device != self.cuda.device():
+            raise Violation(f"the engine is on device {self.engine.device}")
         library.executions += 1
         if said := library.refuse.get(library.executions):
             library.error(said)
@@ -347,14 +357,18 @@ class ExecutionContext:
 
     def _compute(self, places: dict[str, Any], scratch: int, needed: int, crash: Any) -> None:
         """What the device does, with the shapes and addresses of when it was queued."""
+        device = self.engine.device
         if crash is not None:
             raise Failure(crash)
+        if self.library.ran_on[device] >= self.library.lost.get(device, math.inf):
+            raise Failure(Code.cudaErrorIllegalAddress)
+        self.library.ran_on[device] += 1
         if not self.ready:
             raise Violation("the profile was not yet set")
-        self.cuda.at(scratch, needed)[:] = 0xA5
+        self.cuda.at(scratch, needed, device)[:] = 0xA5
         arrays = {}
         for name, (address, shape, dtype) in places.items():
-            flat = self.cuda.at(address, int(np.prod(shape)) * dtype.itemsize)
+            flat = self.cuda.at(address, int(np.prod(shape)) * dtype.itemsize, device)
             arrays[name] = flat.view(dtype).reshape(shape)
         ids, mask = arrays["input_ids"], arrays["attention_mask"]
         if not (np.isin(mask, (0, 1)).all() and (ids >= 0).all()):

@@ -2,17 +2,21 @@
 
 Memory is real bytes at real addresses, filled with NaN where nobody wrote. A stream runs nothing
 until something waits for it (or, ``restless``, whatever may run, at random moments): what lacks an
-event or a wait gives garbage or breaks a rule, as on hardware.
+event or a wait gives garbage or breaks a rule, as on hardware. Of several devices, each has memory
+and errors of its own, and a thread works on the one that it last set.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import mmap
 import random
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,13 +41,25 @@ class Failure(Exception):  # noqa: N818
         self.code = code
 
 
+@dataclass
+class Card:
+    """One device."""
+
+    memory: int  # bytes
+    capability: tuple[int, int]
+    used: int = 0
+    largest: int = 0  # bytes ever in use
+    sticky: Any = None  # the error it gives ever after
+
+
 class Handle:
     """A stream, event or graph, as its owner sees it."""
 
     numbers = itertools.count(1)
 
-    def __init__(self) -> None:
+    def __init__(self, device: int) -> None:
         self.number = next(self.numbers)
+        self.device = device
 
     def __int__(self) -> int:
         return self.number
@@ -60,8 +76,8 @@ class Ticket:
 class StreamQueue(Handle):
     """Work that waits for something to wait for it."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, device: int) -> None:
+        super().__init__(device)
         self.work: deque[Ticket | Callable[[], None]] = deque()  # a ticket of another: wait for it
         self.captured: list[Callable[[], None]] | None = None
         self.capturer = 0  # its thread
@@ -77,8 +93,8 @@ class EventHandle(Handle):
 class GraphHandle(Handle):
     """A captured graph, or an instance of it."""
 
-    def __init__(self, work: list[Callable[[], None]]) -> None:
-        super().__init__()
+    def __init__(self, device: int, work: list[Callable[[], None]]) -> None:
+        super().__init__(device)
         self.work = work
 
 
@@ -95,8 +111,6 @@ def api(values: int = 0) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                     self.enter(name, args)
                     found = function(self, *args)
                 except Failure as failure:
-                    if failure.code.name in self.STICKY:
-                        self.sticky = failure.code
                     return (failure.code, *[None] * values)
             return (OK, *(found if values > 1 else [found] * values))
 
@@ -105,20 +119,45 @@ def api(values: int = 0) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return decorate
 
 
+def of_first(name: str) -> Any:
+    """Make a field of the first device an attribute of the module."""
+
+    def get(self: EmulatedCuda) -> Any:
+        return getattr(self.cards[0], name)
+
+    def put(self: EmulatedCuda, value: Any) -> None:
+        setattr(self.cards[0], name, value)
+
+    return property(get, put)
+
+
 class EmulatedCuda:
     """Stands in for the module.
 
     Args:
-        memory: bytes of the device.
-        capability: compute capability.
+        memory: bytes of each device.
+        capability: compute capability of each device.
         restless: a seed, for streams that run on their own at random.
+        devices: how many there are.
+
+    Attributes:
+        memory, capability, used, largest, sticky: of device 0; of others, see cards.
+        contagious: whether a device that is lost takes the others with it.
     """
 
     STICKY = frozenset({"cudaErrorIllegalAddress", "cudaErrorLaunchFailure"})
     QUIET = frozenset({"cudaGetErrorString", "cudaGetLastError", "cudaDriverGetVersion"})
 
+    memory, capability, used, largest, sticky = map(
+        of_first, ("memory", "capability", "used", "largest", "sticky")
+    )
+
     def __init__(
-        self, memory: int = 1 << 30, capability: tuple[int, int] = (8, 6), restless: Any = None
+        self,
+        memory: int = 1 << 30,
+        capability: tuple[int, int] = (8, 6),
+        restless: Any = None,
+        devices: int = 1,
     ) -> None:
         for name in (
             *("cudaError_t", "cudaMemcpyKind", "cudaStreamCaptureMode", "cudaHostAllocDefault"),
@@ -126,19 +165,18 @@ class EmulatedCuda:
         ):
             setattr(self, name, getattr(real, name))
         self.lock = threading.RLock()
-        self.memory = memory
-        self.capability = capability
-        self.devices = 1
-        self.sticky: Any = None
+        self.cards = [Card(memory, capability) for _ in range(devices)]
+        self.devices = devices  # that are found
+        self.contagious = False
+        self._current = threading.local()  # device, by thread
         self.calls: Counter[str] = Counter()
         self.copied: Counter[str] = Counter()  # bytes, by name of the kind
         self.trace: list[str] = []  # calls, and what ran
         self.faults: dict[str, dict[int, Any]] = {}
-        self.used = 0
-        self.largest = 0  # bytes ever in use
         self.handles: dict[int, Handle] = {}
-        self.blocks: dict[int, tuple[NDArray[np.uint8], bool]] = {}  # address: bytes, pinned
-        self._freed: list[NDArray[np.uint8]] = []  # kept, so that no address comes again
+        # address: bytes, and the device; None: pinned, for all of them
+        self.blocks: dict[int, tuple[NDArray[np.uint8], int | None]] = {}
+        self._pages: dict[int, mmap.mmap] = {}  # freed ones, too, so that no address comes again
         self._dice = None if restless is None else random.Random(restless)
 
     # what tests ask for
@@ -154,9 +192,27 @@ class EmulatedCuda:
 
     # what the emulated library asks for
 
+    def device(self) -> int:
+        """Return this thread's device."""
+        return getattr(self._current, "device", 0)
+
+    def card(self) -> Card:
+        """Return it."""
+        return self.cards[self.device()]
+
+    def lose(self, device: int, code: Any) -> None:
+        """Let a device be lost, with all that waits on it."""
+        for number in range(len(self.cards)) if self.contagious else (device,):
+            self.cards[number].sticky = self.cards[number].sticky or code
+            for queue in self.handles.values():
+                if isinstance(queue, StreamQueue) and queue.device == number:
+                    queue.work.clear()
+
     def enqueue(self, stream: int, work: Callable[[], None]) -> None:
         """Queue work, or capture it."""
         queue = self.find(stream, StreamQueue)
+        if queue.device != self.device():
+            raise Violation(f"the stream is of device {queue.device}, not {self.device()}")
         if queue.captured is None:
             queue.work.append(work)
         else:
@@ -167,12 +223,13 @@ class EmulatedCuda:
         queue = self.find(stream, StreamQueue)
         return queue if queue.captured is not None else None
 
-    def at(self, address: int, count: int, pinned: bool = False) -> NDArray[np.uint8]:
-        """Return bytes, which must lie within one living allocation of that kind."""
-        for start, (block, kind) in self.blocks.items():
+    def at(self, address: int, count: int, device: int | None) -> NDArray[np.uint8]:
+        """Return bytes of a device (None: pinned), which must lie within one living allocation."""
+        for start, (block, owner) in self.blocks.items():
             if start <= address and address + count <= start + len(block):
-                if kind != pinned:
-                    raise Violation(f"{address:#x} is {'pinned' if kind else 'device'} memory")
+                if owner != device:
+                    kind = "pinned" if owner is None else "device"
+                    raise Violation(f"{address:#x} is {kind} memory of {owner}, not of {device}")
                 return block[address - start : address - start + count]
         raise Violation(f"{count} bytes at {address:#x} are not of one living allocation")
 
@@ -187,16 +244,29 @@ class EmulatedCuda:
         """Begin a call."""
         self.calls[name] += 1
         self.trace.append(name)
-        if self.sticky and name not in self.QUIET:
-            raise Failure(self.sticky)
+        for number in () if name in self.QUIET else self._meant(name, args):
+            if code := self.cards[number].sticky:
+                raise Failure(code)
         if name == "cudaStreamEndCapture" and self.faults.get(name):
             for queue in self._mine():
                 queue.captured = None  # it ends, whatever it returns
         if code := self.faults.get(name, {}).get(self.calls[name]):
+            if code.name in self.STICKY:
+                self.lose(self.device(), code)
             raise Failure(code)
         if self._dice is not None and not any(self._mine()):
             for _ in range(self._dice.randrange(3)):
                 self._stir(self._dice)
+
+    def _meant(self, name: str, args: tuple[Any, ...]) -> set[int]:
+        """Return the devices that a call has to do with."""
+        if name in ("cudaSetDevice", "cudaGetDeviceProperties"):
+            return {args[0]} & set(range(len(self.cards)))
+        if name in ("cudaFree", "cudaFreeHost"):
+            _, owner = self.blocks.get(args[0], (None, None))
+            return {self.device() if owner is None else owner}
+        of_handles = {arg.device for arg in args if isinstance(arg, Handle)}
+        return of_handles or {self.device()}
 
     def _stir(self, dice: random.Random) -> None:
         """Run one piece of work that nothing holds back."""
@@ -208,19 +278,27 @@ class EmulatedCuda:
             and not (isinstance(queue.work[0], Ticket) and not queue.work[0].done)
         ]
         if ready:
-            self._one(dice.choice(ready))
+            with contextlib.suppress(Failure):  # who comes back to the device is told
+                self._one(dice.choice(ready))
 
     def _one(self, queue: StreamQueue) -> None:
         work = queue.work.popleft()
         if isinstance(work, Ticket):
             self._advance(work.stream, work)
-        else:
+            return
+        try:
             work()
+        except Failure as failure:
+            if failure.code.name in self.STICKY:
+                self.lose(queue.device, failure.code)
+            raise
 
     def _advance(self, queue: StreamQueue, until: Ticket | None = None) -> None:
         """Run a stream to its end, or to an event, and what it waits for on others."""
         while queue.work and not (until and until.done):
             self._one(queue)
+        if code := self.cards[queue.device].sticky:
+            raise Failure(code)
 
     def _mine(self) -> list[StreamQueue]:
         """Return the streams that this thread is capturing."""
@@ -240,7 +318,7 @@ class EmulatedCuda:
 
     def _end(self, handle: Any, kind: type[Any]) -> None:
         found = self.find(handle, kind)
-        if isinstance(found, StreamQueue) and found.work and not self.sticky:
+        if isinstance(found, StreamQueue) and found.work:
             raise Violation("a stream was destroyed with work in it")
         del self.handles[int(handle)]
 
@@ -253,15 +331,26 @@ class EmulatedCuda:
         return self.devices
 
     @api(1)
+    def cudaGetDevice(self) -> int:  # noqa: N802
+        return self.device()
+
+    @api()
+    def cudaSetDevice(self, device: int) -> None:  # noqa: N802
+        if not 0 <= device < self.devices:
+            raise Failure(Code.cudaErrorInvalidDevice)
+        self._current.device = device
+
+    @api(1)
     def cudaGetDeviceProperties(self, device: int) -> Any:  # noqa: N802
-        major, minor = self.capability
+        card = self.cards[device]
+        major, minor = card.capability
         return SimpleNamespace(
-            name=b"Emulated GPU", major=major, minor=minor, totalGlobalMem=self.memory
+            name=b"Emulated GPU", major=major, minor=minor, totalGlobalMem=card.memory
         )
 
     @api(2)
     def cudaMemGetInfo(self) -> tuple[int, int]:  # noqa: N802
-        return self.memory - self.used, self.memory
+        return self.card().memory - self.card().used, self.card().memory
 
     @api(1)
     def cudaDriverGetVersion(self) -> int:  # noqa: N802
@@ -283,22 +372,24 @@ class EmulatedCuda:
     @api(1)
     def cudaMalloc(self, count: int) -> int:  # noqa: N802
         self._unsafe()
-        if self.used + count > self.memory:
+        card = self.card()
+        if card.used + count > card.memory:
             raise Failure(Code.cudaErrorMemoryAllocation)
-        self.used += count
-        self.largest = max(self.largest, self.used)
-        return self._allocate(count, pinned=False)
+        card.used += count
+        card.largest = max(card.largest, card.used)
+        return self._allocate(count, self.device())
 
     @api(1)
     def cudaHostAlloc(self, count: int, flags: int) -> int:  # noqa: N802
         self._unsafe()
-        return self._allocate(count, pinned=True)
+        return self._allocate(count, None)
 
-    def _allocate(self, count: int, pinned: bool) -> int:
-        whole = np.full(count + 256, POISON, np.uint8)
-        skip = -whole.ctypes.data % 256
-        block = whole[skip : skip + count]
-        self.blocks[block.ctypes.data] = block, pinned
+    def _allocate(self, count: int, device: int | None) -> int:
+        pages = mmap.mmap(-1, max(1, count))
+        block = np.frombuffer(pages, np.uint8)[:count]
+        block[:] = POISON
+        self.blocks[block.ctypes.data] = block, device
+        self._pages[block.ctypes.data] = pages
         return int(block.ctypes.data)
 
     @api()
@@ -311,18 +402,19 @@ class EmulatedCuda:
 
     def _free(self, address: int, pinned: bool) -> None:
         self._unsafe()
-        block, kind = self.blocks.pop(address, (None, None))
-        if block is None or kind != pinned:
+        block, owner = self.blocks.pop(address, (None, None))
+        if block is None or (owner is None) != pinned:
             raise Violation(f"{address:#x} is not to be freed so")
-        block[:] = POISON
-        self._freed.append(block)
-        self.used -= 0 if pinned else len(block)
+        # the machine has its memory back, but nobody the address
+        self._pages[address].madvise(mmap.MADV_DONTNEED)
+        if owner is not None:
+            self.cards[owner].used -= len(block)
 
     @api(1)
     def cudaStreamCreateWithFlags(self, flags: int) -> Handle:  # noqa: N802
         if flags != real.cudaStreamNonBlocking:
             raise Violation("the stream waits for the default one")
-        return self._made(StreamQueue())
+        return self._made(StreamQueue(self.device()))
 
     @api()
     def cudaStreamDestroy(self, stream: Any) -> None:  # noqa: N802
@@ -347,7 +439,7 @@ class EmulatedCuda:
 
     @api(1)
     def cudaEventCreateWithFlags(self, flags: int) -> Handle:  # noqa: N802
-        return self._made(EventHandle())
+        return self._made(EventHandle(self.device()))
 
     @api()
     def cudaEventDestroy(self, event: Any) -> None:  # noqa: N802
@@ -357,6 +449,9 @@ class EmulatedCuda:
     def cudaEventRecord(self, event: Any, stream: Any) -> None:  # noqa: N802
         ticket = Ticket(self.find(stream, StreamQueue))
         self.find(event, EventHandle).ticket = ticket
+        queue = self.find(stream, StreamQueue)
+        if queue.device != self.find(event, EventHandle).device:
+            raise Failure(Code.cudaErrorInvalidResourceHandle)
         self.enqueue(stream, functools.partial(setattr, ticket, "done", True))
 
     @api()
@@ -373,8 +468,11 @@ class EmulatedCuda:
         up = kind == real.cudaMemcpyKind.cudaMemcpyHostToDevice
         self.copied[kind.name] += count
 
+        device = self.find(stream, StreamQueue).device
+
         def copy() -> None:
-            self.at(to, count, pinned=not up)[:] = self.at(source, count, pinned=up)
+            target, found = (device, None) if up else (None, device)
+            self.at(to, count, target)[:] = self.at(source, count, found)
             self.trace.append("uploaded" if up else "downloaded")
 
         self.enqueue(stream, copy)
@@ -396,15 +494,19 @@ class EmulatedCuda:
         work, queue.captured = queue.captured, None
         if queue.invalid:
             raise Failure(Code.cudaErrorStreamCaptureInvalidated)
-        return self._made(GraphHandle(work))
+        return self._made(GraphHandle(queue.device, work))
 
     @api(1)
     def cudaGraphInstantiate(self, graph: Any, flags: int) -> Handle:  # noqa: N802
-        return self._made(GraphHandle(self.find(graph, GraphHandle).work))
+        found = self.find(graph, GraphHandle)
+        return self._made(GraphHandle(found.device, found.work))
 
     @api()
     def cudaGraphLaunch(self, graph: Any, stream: Any) -> None:  # noqa: N802
-        for work in self.find(graph, GraphHandle).work:
+        found = self.find(graph, GraphHandle)
+        if found.device != self.find(stream, StreamQueue).device:
+            raise Violation(f"the graph is of device {found.device}")
+        for work in found.work:
             self.enqueue(stream, work)
 
     @api()

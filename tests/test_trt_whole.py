@@ -117,7 +117,7 @@ def test_an_engine_that_is_wrong_is_not_kept(mine: Path, monkeypatch: pytest.Mon
     def wrong(self: Any, places: dict[str, Any], *rest: Any) -> None:
         right(self, places, *rest)
         address, shape, dtype = places["dense"]
-        self.cuda.at(address, int(np.prod(shape)) * dtype.itemsize).view(dtype)[::3] *= -1
+        self.cuda.at(address, int(np.prod(shape)) * dtype.itemsize, 0).view(dtype)[::3] *= -1
 
     monkeypatch.setattr(emulated.ExecutionContext, "_compute", wrong)
     before = sorted(file.name for file in mine.iterdir())

@@ -24,7 +24,7 @@ from m3rt.engines.trt.library import library
 from m3rt.engines.trt.log import errors
 from m3rt.engines.trt.plan import Plan, file_of
 from m3rt.engines.trt.session import Session
-from m3rt.engines.trt.slots import INPUTS, Tensor, outputs
+from m3rt.engines.trt.tensors import INPUTS, Tensor, outputs
 from m3rt.errors import ArtifactError, EngineError, UnavailableError
 from m3rt.nvidia import Gpu
 from m3rt.types import Engine
@@ -45,15 +45,15 @@ def precision(name: str) -> str:
     return "fp16"
 
 
-def probe(name: str) -> Probe:
-    """Say whether the library is there, and a device that it runs on."""
+def probe(name: str, device: int = 0) -> Probe:
+    """Say whether the library is there, and runs on the device of a number."""
     try:
         trt = library(name)
     except UnavailableError as error:
         return Probe(name, False, str(error))
     found = f"{trt.__name__} {trt.__version__}"
     try:
-        gpu = usable(name, Cuda(runtime(name)))
+        gpu = usable(name, Cuda(runtime(name), device))
     except (UnavailableError, EngineError) as error:
         able = "builds here, but cannot run" if name == RTX else "cannot run"
         return Probe(name, False, f"{found} {able}: {error}")
@@ -75,8 +75,10 @@ def usable(engine: str, cuda: Cuda) -> Gpu:
     return gpu
 
 
-def load(artifact: Artifact, choice: Choice, streams: int) -> Engine:
-    """Open the engine that ``m3rt build`` wrote.
+def load(artifact: Artifact, choice: Choice, streams: int, device: int = 0) -> Engine:
+    """Open the engine that ``m3rt build`` wrote, on the device of a number.
+
+    Everything goes to the calling thread's current device, which is that one from here on.
 
     Raises:
         ArtifactError: it was not built, or for another version or device, or is damaged.
@@ -84,13 +86,14 @@ def load(artifact: Artifact, choice: Choice, streams: int) -> Engine:
         EngineError: it cannot run.
     """
     trt = library(choice.engine)
-    cuda = Cuda(runtime(choice.engine))
+    cuda = Cuda(runtime(choice.engine), device)
     gpu = usable(choice.engine, cuda)
     path = artifact.built(str(choice), file_of(str(choice)))
     plan = read_plan(artifact, choice)
     again = rebuild(artifact, choice)
     if reason := fits(plan, trt.__name__, trt.__version__, gpu):
         raise ArtifactError(f"{path} was {reason}; {again}")
+    cuda.use()
     needed, free = plan.weights + max(plan.memory, default=0), cuda.free()
     if needed > free:
         raise UnavailableError(

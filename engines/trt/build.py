@@ -24,7 +24,7 @@ from m3rt.nvidia import Gpu
 ROOM = 64 << 20  # bytes that a library may reserve for its products
 
 
-def buildable(engine: str) -> Probe:
+def buildable(engine: str, precision: str = "") -> Probe:
     """Say whether an engine can be built here: TensorRT-RTX needs no GPU for it."""
     try:
         trt = library(engine)

@@ -15,20 +15,28 @@ class Errors:
 
     def __init__(self, logger: Any) -> None:
         self.logger = logger  # what the library is given
-        self._lines: deque[str] = deque(maxlen=KEPT)
+        self._lines: deque[tuple[int, str]] = deque(maxlen=KEPT)  # by the thread that said it
         self._lock = threading.Lock()
 
     def add(self, line: str) -> None:
         """Keep an error; any thread may."""
         with self._lock:
-            self._lines.append(line)
+            self._lines.append((threading.get_ident(), line))
 
     def take(self) -> str:
-        """Return what came since the last time, as one line."""
+        """Return what came since the last time, as one line.
+
+        What this thread was told, if anything: others run other devices, and one's being full
+        must not be taken for another's.
+        """
+        here = threading.get_ident()
         with self._lock:
-            lines = list(dict.fromkeys(self._lines))
+            own = [line for thread, line in self._lines if thread == here]
+            lines = own or [line for _, line in self._lines]
+            left = [(thread, line) for thread, line in self._lines if own and thread != here]
             self._lines.clear()
-        return "; ".join(lines) or "it gave no reason"
+            self._lines.extend(left)
+        return "; ".join(dict.fromkeys(lines)) or "it gave no reason"
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate, pairwise
 
+from m3rt.engines.catalog import AHEAD
 from m3rt.errors import InputError
 from m3rt.traffic import Traffic
 from m3rt.types import Limits
@@ -234,14 +235,16 @@ def limits(profiles: Sequence[Profile], max_length: int, parallel: int = 1) -> L
     """
     max_length = min(max_length, max(profile.most[1] for profile in profiles))
     widths = (*range(STEP, max_length, STEP), max_length)
+    max_tokens = max(texts * width for texts, width in (p.most for p in profiles))
     return Limits(
-        max_tokens=max(texts * width for texts, width in (p.most for p in profiles)),
+        max_tokens=max_tokens,
         max_length=max_length,
         pads=True,
         widths=widths,
         rows=tuple(max(p.most[0] for p in at(profiles, width)) for width in widths),
         slack=SLACK,
         parallel=parallel,
+        ahead=AHEAD * max_tokens,
     )
 
 
