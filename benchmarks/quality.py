@@ -25,16 +25,19 @@ import m3rt
 from benchmarks import machine
 from benchmarks.small import CHECKPOINT
 from m3rt import artifact, build, datasets, engines, evaluation, export, significance
+from m3rt.artifact import Artifact
 from m3rt.certificate import Certificate
 from m3rt.engines import Choice
 from m3rt.engines.trt import builder
 from m3rt.engines.trt.plan import Plan
+from m3rt.engines.unpadded import files
 from m3rt.evaluation import Evaluation
 from m3rt.export import quantize, typed
 from m3rt.export.quantize import Recipe
+from m3rt.graph import Graph
 from m3rt.protocol import MIXTURES, Protocol
 from m3rt.rehearsal import rehearse
-from m3rt.trial import EIGHT_BITS
+from m3rt.trial import EIGHT_BITS, IN_MEMORY
 
 SPECS = (
     *("cpu:fp32", "openvino:bf16", "cpu:int8", "openvino:int8"),
@@ -73,22 +76,29 @@ def prepare(model: Path, specs: Sequence[str]) -> Path:
 
 def opened(model: Path, spec: str) -> m3rt.M3:
     """Open an engine; one whose device is not here, as the graph it was built from."""
-    if spec.startswith("tensorrt") and not engines.probe(spec.partition(":")[0]).ready:
-        made, choice = artifact.read(model), Choice(*spec.split(":"))
-        grid = quantize.grid("typed", choice.precision)
-        recipe = Recipe.read(model, grid, None) if choice.precision in EIGHT_BITS else None
-        how = made.manifest.builds[spec].recipe
-        bars = Progress(disable=True)
-        graph = typed.write(made, choice.precision, recipe, tuple(how.get("kept", ())), bars)
-        plan = Plan.read(how)
-        library = f"{plan.library} {plan.version}"
-        assert plan.key == builder.key(
-            graph, choice.precision, plan.profiles, library, plan.target
-        ), "not the graph that the engine was built from"
-        started = rehearse(made, choice, graph, made.manifest.max_length)
-        assert isinstance(started, m3rt.M3)
-        return started
-    return m3rt.load(model, spec)
+    made, choice = artifact.read(model), Choice(*spec.split(":"))
+    form = engines.form(choice)
+    if form not in IN_MEMORY or engines.probe(choice.engine).ready:
+        return m3rt.load(model, spec)
+    graph = files.read(made, choice) if form == "unpadded" else typed_graph(made, choice)
+    started = rehearse(made, choice, graph, made.manifest.max_length)
+    assert isinstance(started, m3rt.M3)
+    return started
+
+
+def typed_graph(made: Artifact, choice: Choice) -> Graph:
+    """Return the graph that a TensorRT engine was built from."""
+    grid = quantize.grid("typed", choice.precision)
+    recipe = Recipe.read(made.path, grid, None) if choice.precision in EIGHT_BITS else None
+    how = made.manifest.builds[str(choice)].recipe
+    bars = Progress(disable=True)
+    graph = typed.write(made, choice.precision, recipe, tuple(how.get("kept", ())), bars)
+    plan = Plan.read(how)
+    library = f"{plan.library} {plan.version}"
+    assert plan.key == builder.key(graph, choice.precision, plan.profiles, library, plan.target), (
+        "not the graph that the engine was built from"
+    )
+    return graph
 
 
 def summary(found: Evaluation) -> dict[str, dict[str, float]]:

@@ -25,6 +25,7 @@ class Recipe:
     pooling: str | None = None  # of m3rt.types.Pooling; None: as the checkpoint says
     revision: str | None = None  # of a hub id
     max_length: int | None = None  # None: as the checkpoint says, at most 8192
+    proof_length: int | None = None  # tokens of the gate's longest text; None: max_length
 
 
 def run(

@@ -35,6 +35,7 @@ RESULT: dict[str, Callable[[ir.Node, Types], ir.DataType]] = {
     "DequantizeLinear": lambda node, known: known[operand(node, 1)],  # of its scale
     "QuantizeLinear": lambda node, known: known[operand(node, 2)],  # of its zero point
     "Shape": lambda node, known: ir.DataType.INT64,
+    "SimplifiedLayerNormalization": lambda node, known: known[operand(node, 1)],  # of its scale
     **dict.fromkeys(
         ("Equal", "Not", "Less", "And", "Or", "GreaterOrEqual"),
         lambda node, known: ir.DataType.BOOL,
@@ -78,3 +79,10 @@ def replace(users: Iterable[tuple[ir.Node, int]], value: ir.Value) -> None:
     """Let nodes read another value."""
     for user, i in users:
         user.replace_input_with(i, value)
+
+
+def put_out(model: ir.Model, output: ir.Value, value: ir.Value, dtype: ir.DataType) -> None:
+    """Give a value in the place of an output, under its name; that one is still there inside."""
+    value.name, value.shape, value.type = output.name, output.shape, ir.TensorType(dtype)
+    output.name, output.shape, output.type = f"{output.name}_float", None, None
+    model.graph.outputs[model.graph.outputs.index(output)] = value

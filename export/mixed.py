@@ -11,6 +11,7 @@ export.fusible holds the result to what TensorRT fuses.
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from m3rt.errors import ParityError
@@ -21,6 +22,7 @@ from m3rt.export.edits import (
     cast,
     convert_after,
     put,
+    put_out,
     replace,
     rounded,
     target,
@@ -137,16 +139,12 @@ def halve_tables(model: ir.Model, dtype: ir.DataType) -> None:
 
 def halve_colbert(model: ir.Model) -> None:
     """Give ColBERT vectors as float16, whatever the layers are: half the bytes to copy back."""
-    for i, output in enumerate(model.graph.outputs):
-        if output.name != "colbert":
-            continue
+    for output in [output for output in model.graph.outputs if output.name == "colbert"]:
         last = output.producer()
         assert last is not None
         node = ir.node("Cast", [output], {"to": int(HALF)})
         model.graph.insert_after(last, node)
-        output.name, new = "colbert_float", node.outputs[0]
-        new.name, new.shape, new.type = "colbert", output.shape, ir.TensorType(HALF)
-        model.graph.outputs[i] = new
+        put_out(model, output, node.outputs[0], HALF)
 
 
 def join_casts(model: ir.Model) -> None:
@@ -189,7 +187,7 @@ def widen(model: ir.Model) -> None:
     ONNX Runtime has no half precision on CPUs; of this graph it computes the same as a GPU that
     adds up in float32.
     """
-    known = types(model)
+    known, outputs = types(model), set(model.graph.outputs)
     for node in list(model.graph):
         if node.op_type in ("Cast", "DequantizeLinear", "QuantizeLinear"):
             continue
@@ -203,6 +201,8 @@ def widen(model: ir.Model) -> None:
                 model.graph.insert_after(node, down)
                 known[down.outputs[0]] = known[value]
                 replace(users, down.outputs[0])
+                if value in outputs:
+                    put_out(model, value, down.outputs[0], known[value])
 
 
 def chain(found: Attention) -> tuple[ir.Node, ir.Node, ir.Node, ir.Node, ir.Node]:
@@ -234,16 +234,21 @@ def convert(value: ir.Value, dtype: ir.DataType) -> ir.TensorProtocol:
     Raises:
         ParityError: float16 cannot hold one of them.
     """
-    numbers = array(value)
-    reach = max(float(numbers.max(initial=0)), -float(numbers.min(initial=0)))
-    if dtype == HALF and reach > LARGEST:
-        raise ParityError(
-            f"{value.name} reaches {reach:g}, float16 only {LARGEST:g}: build with --precision bf16"
-        )
-    half = numbers.astype(dtype.numpy())
-    del numbers  # or its file could not be let go
+    half = narrowed(str(value.name), array(value), dtype, "build with --precision bf16")
     release(value.const_value)
     return ir.Tensor(half, dtype=dtype, name=value.name)
+
+
+def narrowed(name: str, numbers: np.ndarray, dtype: ir.DataType, cure: str) -> np.ndarray:
+    """Round numbers to a type.
+
+    Raises:
+        ParityError: float16 cannot hold one of them; ends with the cure.
+    """
+    reach = max(float(numbers.max(initial=0)), -float(numbers.min(initial=0)))
+    if dtype == HALF and not reach <= LARGEST:
+        raise ParityError(f"{name} reaches {reach:g}, float16 only {LARGEST:g}: {cure}")
+    return numbers.astype(dtype.numpy())
 
 
 def release(tensor: object) -> None:

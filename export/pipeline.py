@@ -14,7 +14,8 @@ import numpy as np
 from rich.progress import Progress
 from tokenizers import Tokenizer as Backend
 from tokenizers import normalizers
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import __version__ as transformers_version
 
 from m3rt import __version__, artifact, parity
 from m3rt.artifact import Artifact, File, Manifest, Source
@@ -28,6 +29,10 @@ from m3rt.tokenizer import Tokenizer
 from m3rt.types import Heads, Ragged
 
 SHORT = 1024  # tokens; longer texts add minutes in float32, and no other arithmetic
+
+# From 5 on transformers makes XLM-R's tokenizer anew, with other rules for blanks, control
+# characters and literal special tokens than tokenizer.json has, which 4 reads as it stands.
+REBUILDS = int(transformers_version.partition(".")[0]) >= 5
 
 LIBRARIES = (
     *("torch", "transformers", "tokenizers", "onnx", "onnx-ir", "onnxscript"),
@@ -44,7 +49,8 @@ def run(name: str, out: Path, recipe: Recipe, force: bool, progress: Progress | 
         write_config(source, part)
         unscored = write_tokenizer(source, part)
         tokenizer = Tokenizer.from_file(part / "tokenizer.json", source.cls_interval)
-        ids = gate_ids(tokenizer, source.heads, source.max_length)
+        longest = min(source.max_length, recipe.proof_length or source.max_length)
+        ids = gate_ids(tokenizer, source.heads, longest)
         reference, graphs, colbert_dim = write_model(source, ids, part, bars)
         gc.collect()  # traced modules are cycles; the gate needs their memory
         manifest = Manifest(
@@ -160,14 +166,14 @@ def write_config(source: Checkpoint, part: Path) -> None:
 
 
 def write_tokenizer(source: Checkpoint, part: Path) -> tuple[int, ...]:
-    """Write tokenizer.json as transformers reads it, so that text gives the reference's ids.
+    """Write tokenizer.json as transformers 4 reads it, so that text gives the reference's ids.
 
     Returns:
         The special tokens' ids that get no lexical weight: FlagEmbedding's choice.
     """
     try:
         with silence():  # it warns of another model's regular expression
-            tokenizer = AutoTokenizer.from_pretrained(source.path, use_fast=True)
+            tokenizer = reader(source.path).from_pretrained(source.path, use_fast=True)
     except Exception as error:  # many kinds, from several libraries
         raise CheckpointError(f"{source.path} has no usable tokenizer: {error}") from error
     if not tokenizer.is_fast:
@@ -187,6 +193,12 @@ def write_tokenizer(source: Checkpoint, part: Path) -> tuple[int, ...]:
     special = tokenizer.special_tokens_map
     ids = {tokenizer.convert_tokens_to_ids(special[name]) for name in names if name in special}
     return tuple(sorted(ids))
+
+
+def reader(path: Path) -> Any:
+    """Return the class of transformers that reads a checkpoint's tokenizer as it stands."""
+    own = REBUILDS and (path / "tokenizer.json").is_file()
+    return PreTrainedTokenizerFast if own else AutoTokenizer
 
 
 def lower_case(backend: Backend) -> None:

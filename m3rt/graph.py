@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ class Graph:
     weights: Mapping[str, NDArray[Any]]  # by initializer; bfloat16 and float8 are ml_dtypes'
     sha256: str  # of both
     half: tuple[str, ...]  # products with weights of 16 bits
+    rectangles: bytes | None = None  # a second model over the same constants; see export.unpadded
+    recipe: Mapping[str, object] = field(default_factory=dict)  # for the manifest
 
     @property
     def nbytes(self) -> int:

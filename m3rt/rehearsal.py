@@ -14,13 +14,17 @@ from m3rt.graph import Graph
 from m3rt.reranker import Reranker
 from m3rt.runtime import M3
 
+# the modules that make a graph runnable on a CPU, and that run it
+TYPED = ("m3rt.export.typed", "m3rt.engines.ort")
+UNPADDED = ("m3rt.export.emulation", "m3rt.engines.unpadded.rehearsal")
+
 LONGEST = 2048  # tokens of a text: without fused attention, memory grows with their square
 
 
 def rehearse(
     model: Artifact, choice: Choice, graph: Graph, longest: int = LONGEST
 ) -> M3 | Reranker:
-    """Open a graph that is made for TensorRT, as ``export.typed`` writes it.
+    """Open a graph that is made for GPUs, as ``export.typed`` or ``export.unpadded`` writes it.
 
     Args:
         model: what it was made from.
@@ -28,7 +32,8 @@ def rehearse(
         graph: the graph.
         longest: tokens that are kept of a text.
     """
-    runnable: Graph = import_module("m3rt.export.typed").runnable(graph)
+    emulated, opens = TYPED if graph.rectangles is None else UNPADDED
+    runnable: Graph = import_module(emulated).runnable(graph)
     name = f"{choice} as its graph on ONNX Runtime"
-    engine = import_module("m3rt.engines.ort").from_memory(runnable, name, model.manifest, longest)
+    engine = import_module(opens).from_memory(runnable, name, model.manifest, longest)
     return with_engine(model, engine)

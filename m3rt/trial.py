@@ -20,6 +20,7 @@ from m3rt.api import start_any
 from m3rt.artifact import MANIFEST, Artifact, Build
 from m3rt.engines import Choice, Order
 from m3rt.engines.trt.shaping import Shaping
+from m3rt.engines.unpadded import files
 from m3rt.errors import missing
 from m3rt.gate import Baseline, Terms
 from m3rt.graph import Graph
@@ -35,6 +36,7 @@ from m3rt.types import Ragged
 
 QUANTISER = ("onnx", "onnx_ir", "onnxruntime")
 EIGHT_BITS = ("int8", "fp8")
+IN_MEMORY = ("typed", "unpadded")  # forms of graphs that are made without a file
 
 
 class Trials:
@@ -142,24 +144,31 @@ class Trials:
     def graph(self, kept: tuple[str, ...], folder: Path) -> Path | Graph | None:
         """Make the graph that an engine asks for, with some sites in higher precision."""
         form = engines.form(self.choice)
-        if form == "typed":
-            return self.typed(kept)
+        if form in IN_MEMORY:
+            return self.in_memory(kept)
         if self.recipe is None:
             return None
         path: Path = quantiser().write(self.made, form, self.recipe, kept, folder, self.bars)
         return path
 
-    def typed(self, kept: tuple[str, ...]) -> Graph:
-        """Make the graph for TensorRT, in memory."""
-        module = quantiser("typed")
-        graph: Graph = module.write(self.made, self.choice.precision, self.recipe, kept, self.bars)
+    def in_memory(self, kept: tuple[str, ...]) -> Graph:
+        """Make the graph for an engine of GPUs, in memory."""
+        form = engines.form(self.choice)
+        module, (made, bars) = quantiser(form), (self.made, self.bars)
+        graph: Graph = (
+            module.write(made, bars)
+            if form == "unpadded"
+            else module.write(made, self.choice.precision, self.recipe, kept, bars)
+        )
         return graph
 
     def open(self, made: Attempt) -> M3 | Reranker:
         """Open a build; where its device is not here, the graph that it was built from."""
         if engines.runs_here(made.artifact, self.choice):
             return start_any(made.artifact, str(self.choice))
-        return rehearse(made.artifact, self.choice, self.typed(made.kept))
+        if engines.form(self.choice) == "unpadded":  # the files hold the graph itself
+            return rehearse(made.artifact, self.choice, files.read(made.artifact, self.choice))
+        return rehearse(made.artifact, self.choice, self.in_memory(made.kept))
 
     def judge(self, made: Attempt) -> Attempt:
         """Run the gates, those first that take the least time; stop at one that is not passed."""

@@ -62,9 +62,10 @@ def note(build: Build) -> str | None:
     spec, beside, _ = engine.partition(" as its graph")
     if not beside:
         return None
+    kernels = ", and its kernels by what is written in them" if "plan" in build.recipe else ""
     return (
-        f"no device of {spec} is here: its graph was judged on ONNX Runtime, and its kernels by "
-        f"what is written in them; on the GPU run: m3rt verify MODEL --engine {spec}"
+        f"no device of {spec} is here: its graph was judged on ONNX Runtime{kernels}; on the GPU "
+        f"run: m3rt verify MODEL --engine {spec}"
     )
 
 

@@ -71,7 +71,13 @@ def save(model: Artifact) -> None:
     (model.path / artifact.MANIFEST).write_text(artifact.dump(model.manifest))
 
 
-def load(folder: str | Path, engine: str = "auto", *, fallback: str | None = None) -> M3:
+def load(
+    folder: str | Path,
+    engine: str = "auto",
+    *,
+    fallback: str | None = None,
+    devices: str | None = None,
+) -> M3:
     """Stand in for m3rt.api.load."""
     model = artifact.read(folder)
     tokenizer = Tokenizer.from_file(model.path / "tokenizer.json")

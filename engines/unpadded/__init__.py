@@ -1,0 +1,1 @@
+"""Engines whose graphs keep texts end to end on a GPU, without padding."""
