@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ import onnxruntime as ort
 from m3rt import nvidia
 from m3rt.artifact import EXPORT, Artifact, Manifest
 from m3rt.engines import BACKENDS, Choice, Order, Probe
+from m3rt.engines.catalog import AHEAD
+from m3rt.engines.faults import DeviceLostError, lost
 from m3rt.engines.padding import cut, pad, unpad
+from m3rt.engines.unpadded import files
 from m3rt.errors import ArtifactError, EngineError, UnavailableError
 from m3rt.graph import Graph
 from m3rt.processor import cores
@@ -25,7 +29,10 @@ PROVIDERS = {
     "cpu-padded": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
 }
-FORMS = {"cpu": "packed", "cpu-padded": "portable", "cuda": "portable"}
+# by engine; where a precision has a form of its own, by both
+FORMS = {"cpu": "packed", "cpu-padded": "portable", "cuda": "portable", "cuda:fp16": "unpadded"}
+UNPADDED = "m3rt.engines.unpadded.backend"  # runs that form
+KERNELS = "m3rt.engines.unpadded.kernels"  # tells in which kernels
 INT8 = "cpu-int8.onnx"
 ONNX_TYPES = {"bfloat16": 16, "float8_e4m3fn": 17}  # that numpy has not
 
@@ -101,17 +108,19 @@ def compute(
     """Run a session and fetch the heads asked for.
 
     Raises:
-        EngineError: ONNX Runtime failed.
+        DeviceLostError: the device was lost.
+        EngineError: ONNX Runtime failed otherwise.
     """
     try:
         outputs = session.run(list(heads.names), dict(inputs))
     except Exception as error:  # the binding has no common class for its errors
-        raise EngineError(f"ONNX Runtime failed: {error}") from error
+        kind = DeviceLostError if lost(str(error)) else EngineError
+        raise kind(f"ONNX Runtime failed: {error}") from error
     return dict(zip(heads.names, outputs, strict=True))
 
 
-def load(artifact: Artifact, choice: Choice, streams: int) -> Engine:
-    """Open an engine of this module.
+def load(artifact: Artifact, choice: Choice, streams: int, device: int = 0) -> Engine:
+    """Open an engine of this module; one for GPUs, on the device of a number.
 
     Raises:
         ArtifactError: the graph cannot be read, or is not there.
@@ -120,24 +129,42 @@ def load(artifact: Artifact, choice: Choice, streams: int) -> Engine:
     found = probe(choice.engine)
     if not found.ready:
         raise UnavailableError(found.detail)
+    if FORMS.get(str(choice)) == "unpadded":
+        opened: Engine = import_module(UNPADDED).load(artifact, choice, streams, device)
+        return opened
     form, longest = FORMS[choice.engine], artifact.manifest.max_length
     graph = artifact.built(str(choice), INT8) if choice.precision == "int8" else None
-    session = open_session(graph or artifact.graph(form), choice.engine, streams)
+    session = open_session(graph or artifact.graph(form), choice.engine, streams, device)
     if form == "packed":
         limits = Limits(CPU_TOKENS, longest, pads=False, parallel=streams)
         return Packed(str(choice), session, limits, artifact.manifest.head_flags)
-    limits = Limits(GPU_TOKENS, longest, pads=True, parallel=streams)
+    limits = Limits(GPU_TOKENS, longest, pads=True, parallel=streams, ahead=AHEAD * GPU_TOKENS)
     if choice.engine == "cpu-padded":
         limits = Limits(CPU_TOKENS, min(longest, CPU_PADDED_LENGTH), pads=True, parallel=streams)
     return Padded(str(choice), session, limits, artifact.manifest.pad_id)
 
 
 def build(order: Order) -> Mapping[str, object]:
-    """Keep the quantised graph; float32 runs the exported one as it is."""
+    """Keep the graph that was made for the build; float32 runs the exported one as it is."""
+    if isinstance(order.graph, Graph):
+        return files.write(order.graph, order.choice, order.out)
     if isinstance(order.graph, Path):
         for file in order.graph.parent.iterdir():
             shutil.move(file, order.out / file.name)
     return {}
+
+
+def observe(artifact: Artifact, choice: Choice) -> None:
+    """Warn where attention does not run in a fast kernel on the GPU that is here."""
+    if FORMS.get(str(choice)) == "unpadded" and probe(choice.engine).ready:
+        import_module(KERNELS).warn(artifact.path)
+
+
+def buildable(name: str, precision: str = "") -> Probe:
+    """Say whether an engine's files can be made here; those of cuda:fp16 can anywhere."""
+    if f"{name}:{precision}" in FORMS:
+        return Probe(name, True, f"onnxruntime {ort.__version__}, which builds without a GPU, too")
+    return probe(name)
 
 
 def from_memory(
@@ -154,31 +181,44 @@ def from_memory(
     Raises:
         EngineError: ONNX Runtime does not take it.
     """
-    options = session_options()
+    (session,) = sessions([graph.proto], graph.weights)
+    longest = min(manifest.max_length, longest)
+    return Padded(name, session, Limits(CPU_TOKENS, longest, pads=True), manifest.pad_id)
+
+
+def sessions(
+    protos: Sequence[bytes], weights: Mapping[str, np.ndarray[Any, Any]]
+) -> list[ort.InferenceSession]:
+    """Open models on CPUs that share constants in memory.
+
+    Raises:
+        EngineError: ONNX Runtime does not take one.
+    """
     values = [
         ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
             array.view(f"u{array.itemsize}"), ONNX_TYPES[array.dtype.name]
         )
         if array.dtype.name in ONNX_TYPES
         else ort.OrtValue.ortvalue_from_numpy(array)
-        for array in graph.weights.values()
+        for array in weights.values()
     ]
-    options.add_external_initializers(list(graph.weights), values)
+    options = session_options()
+    options.add_external_initializers(list(weights), values)
     try:
-        session = ort.InferenceSession(graph.proto, options, providers=[PROVIDERS["cpu"]])
+        return [
+            ort.InferenceSession(proto, options, providers=[PROVIDERS["cpu"]]) for proto in protos
+        ]
     except Exception as error:  # the binding has no common class for its errors
         raise EngineError(f"ONNX Runtime cannot open the graph: {error}") from error
-    longest = min(manifest.max_length, longest)
-    return Padded(name, session, Limits(CPU_TOKENS, longest, pads=True), manifest.pad_id)
 
 
-def open_session(graph: Path, name: str, streams: int = 1) -> ort.InferenceSession:
+def open_session(graph: Path, name: str, streams: int = 1, device: int = 0) -> ort.InferenceSession:
     """Open a graph with one provider, and no other in its place."""
     options = session_options(streams)
     # TF32 has ten bits of fraction: float32 is asked for, and the tolerances are its
-    exact = {"use_tf32": "0"} if name == "cuda" else {}
+    settings = {"use_tf32": "0", "device_id": str(device)} if name == "cuda" else {}
     try:
-        session = ort.InferenceSession(graph, options, providers=[(PROVIDERS[name], exact)])
+        session = ort.InferenceSession(graph, options, providers=[(PROVIDERS[name], settings)])
     except Exception as error:  # the binding has no common class for its errors
         raise ArtifactError(f"ONNX Runtime cannot open {graph}: {error}; {EXPORT}") from error
     running = session.get_providers()[0]
@@ -205,7 +245,7 @@ def precision(name: str) -> str:
     return "fp32"
 
 
-def probe(name: str) -> Probe:
+def probe(name: str, device: int = 0) -> Probe:
     """Say whether this installation has the engine's provider, and the machine its device."""
     there = ort.get_available_providers()
     if PROVIDERS[name] not in there:
@@ -219,9 +259,10 @@ def probe(name: str) -> Probe:
     if name == "cuda":
         # a provider is there once it is compiled in, whatever the machine has
         driver = nvidia.read()
-        if not driver.gpus:
-            return Probe(name, False, f"{detail}, but no GPU: {driver.why}")
-        detail = f"{detail} on {driver.gpus[0]}"
+        if not driver.gpus[device:]:
+            why = driver.why or f"it has no number {device}"
+            return Probe(name, False, f"{detail}, but no GPU: {why}")
+        detail = f"{detail} on {driver.gpus[device]}"
     return Probe(name, True, detail)
 
 

@@ -20,7 +20,7 @@ from m3rt.engines.trt.shaping import Shaping
 from m3rt.errors import InputError, ParityError
 from m3rt.gate import Terms
 from m3rt.recovery import Attempt
-from m3rt.trial import EIGHT_BITS, Trials
+from m3rt.trial import EIGHT_BITS, IN_MEMORY, Trials
 from m3rt.types import Ragged
 
 PREFIX = ".build-"
@@ -96,7 +96,9 @@ def run(
             (folder_of / name).replace(made.path / name)
         (folder_of / MANIFEST).write_text(artifact.dump(manifest), "utf-8")
         (folder_of / MANIFEST).replace(made.path / MANIFEST)
-    return choice, Artifact(made.path, manifest)
+    built = Artifact(made.path, manifest)
+    engines.observe(built, choice)
+    return choice, built
 
 
 def recover(first: Attempt, trials: Trials) -> tuple[Attempt, dict[str, Any]]:
@@ -154,6 +156,6 @@ def with_build(
 def versions(choice: Choice) -> dict[str, str]:
     """Return the versions of what made the files."""
     package = engines.BACKENDS[choice.engine].package
-    made = choice.precision in EIGHT_BITS or engines.form(choice) == "typed"
+    made = choice.precision in EIGHT_BITS or engines.form(choice) in IN_MEMORY
     names = (package, "onnx-ir") if made else (package,)
     return {"m3rt": __version__} | {name: found for name in names if (found := version(name))}
