@@ -17,7 +17,8 @@ from m3rt.processor import Cpu, table
 
 PACKAGES = (
     *("numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt"),
-    *("tensorrt-rtx", "torch", "transformers", "onnx", "optimum", "pyarrow"),
+    *("tensorrt-rtx", "onnxruntime-ep-nv-tensorrt-rtx-cu13", "torch", "transformers", "onnx"),
+    *("optimum", "pyarrow"),
 )
 
 
