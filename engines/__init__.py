@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
-
-from rich.progress import Progress
 
 from m3rt import nvidia, processor
 from m3rt.artifact import Artifact, Build
@@ -19,25 +16,36 @@ from m3rt.engines.catalog import PRECISIONS as PRECISIONS
 from m3rt.engines.catalog import UNMEASURED, Backend
 from m3rt.engines.catalog import Choice as Choice
 from m3rt.engines.catalog import Probe as Probe
+from m3rt.engines.devices import FIRST, Devices, listed
+from m3rt.engines.devices import Asked as Asked
 from m3rt.engines.fallback import Fallback
+from m3rt.engines.order import Order as Order
+from m3rt.engines.replicas import Replicas
 from m3rt.engines.trt.fit import fits, unsupported
 from m3rt.engines.trt.plan import Plan
 from m3rt.engines.trt.shaping import Shaping, expect_profiles
 from m3rt.errors import EngineError, InputError, UnavailableError, missing
-from m3rt.graph import Graph
 from m3rt.nvidia import Gpu
 from m3rt.types import Engine
 
 
 def load(
-    artifact: Artifact, spec: str = "auto", streams: int = 1, fallback: str | None = None
+    artifact: Artifact,
+    spec: str = "auto",
+    streams: int = 1,
+    fallback: str | None = None,
+    devices: Asked = None,
 ) -> Engine:
     """Open an engine on a model directory; see start."""
-    return start(artifact, spec, streams, fallback)[0]
+    return start(artifact, spec, streams, fallback, devices)[0]
 
 
 def start(
-    artifact: Artifact, spec: str = "auto", streams: int = 1, fallback: str | None = None
+    artifact: Artifact,
+    spec: str = "auto",
+    streams: int = 1,
+    fallback: str | None = None,
+    devices: Asked = None,
 ) -> tuple[Engine, Choice]:
     """Open an engine on a model directory, and say which it is, and why.
 
@@ -45,53 +53,48 @@ def start(
         artifact: the model directory.
         spec: ``auto``, an engine, or an engine and its precision: ``cpu:int8``. Where auto's
             choice for a GPU does not open, it goes on to a CPU's.
-        streams: how many batches run at once, each on its share of the cores.
+        streams: how many batches run at once, each on its share of the cores; on each device.
         fallback: an engine that computes a text again for which the first one gave NaN or Inf.
+        devices: see m3rt.load.
 
     Raises:
-        InputError: there is no such engine or precision.
+        InputError: there is no such engine or precision, or it takes no devices.
         UnavailableError: its package, provider or device is not there.
         ArtifactError: the model has not been built for it.
     """
     if streams < 1:
         raise InputError(f"streams is {streams}, expected at least 1")
-    choice = choose(spec, artifact)
+    asked = Devices.read(devices)
+    choice = choose(spec, artifact, asked)
     second = None if fallback is None else choose(fallback, artifact)
     if second is not None and not (found := probe(second.engine)).ready:
         raise UnavailableError(f"the fallback {second} cannot run here: {found.detail}")
     try:
-        engine = _open(artifact, choice, streams)
+        engine = _open(artifact, choice, streams, asked)
     except (UnavailableError, EngineError) as error:
-        if spec != "auto" or not BACKENDS[choice.engine].gpu:
+        if spec != "auto" or asked.named or not BACKENDS[choice.engine].gpu:
             raise
         choice = on_cpu([f"{choice} does not open: {error}"])
         engine = _open(artifact, choice, streams)
+    if isinstance(engine, Replicas):
+        choice = replace(choice, why=f"{choice.why}; on {listed(engine.devices)}")
     if second is None or str(second) == str(choice):  # which would give the same again
         return engine, choice
-    return Fallback(engine, str(second), partial(_open, artifact, second, 1)), choice
+    again = partial(_open, artifact, second, 1, asked.first)
+    return Fallback(engine, str(second), again), choice
 
 
-def _open(artifact: Artifact, choice: Choice, streams: int) -> Engine:
-    gpu = BACKENDS[choice.engine].gpu
-    if choice.precision == "int8" and not gpu and not (cpu := processor.read()).exact_int8:
+def _open(artifact: Artifact, choice: Choice, streams: int, devices: Devices = FIRST) -> Engine:
+    load = partial(_module(choice.engine).load, artifact, choice, streams)
+    if BACKENDS[choice.engine].gpu:
+        return devices.open(str(choice), lambda number: load(device=number))
+    if choice.precision == "int8" and not (cpu := processor.read()).exact_int8:
         raise UnavailableError(
             f"int8 needs a processor with one of {', '.join(sorted(processor.INT8))}; {cpu.model} "
             "adds in 16 bits, which overflow: choose fp32"
         )
-    engine: Engine = _module(choice.engine).load(artifact, choice, streams)
+    engine: Engine = load()
     return engine
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What an engine is to build."""
-
-    artifact: Artifact  # the model directory
-    choice: Choice
-    graph: Path | Graph | None  # made for it: quantised, or typed; None for the exported one
-    out: Path  # directory for the files
-    shaping: Shaping  # what the user wants of a TensorRT engine
-    bars: Progress  # gets the bars
 
 
 def build(order: Order) -> Mapping[str, object]:
@@ -114,18 +117,24 @@ def expect(choice: Choice, shaping: Shaping, max_length: int) -> None:
     _module(choice.engine).expect(choice, shaping, max_length)
 
 
-def buildable(name: str) -> Probe:
+def buildable(name: str, precision: str = "") -> Probe:
     """Say whether an engine's files can be made here; for some, without the device to run them."""
     found = getattr(_module(name), "buildable", None)
-    made: Probe = found(name) if found else probe(name)
+    made: Probe = found(name, precision) if found else probe(name)
     return made
+
+
+def observe(artifact: Artifact, choice: Choice) -> None:
+    """Warn where what was built runs here, but more slowly than it should."""
+    if found := getattr(_module(choice.engine), "observe", None):
+        found(artifact, choice)
 
 
 def to_build(spec: str) -> Choice:
     """Return what a spec stands for when an engine is to be built.
 
-    ``auto`` is TensorRT where its library and a GPU are here, which it can only become once it is
-    built; else what auto would run.
+    ``auto`` is TensorRT where its library and a GPU are here, or ONNX Runtime without padding where
+    its CUDA provider is, which it can only become once it is built; else what auto would run.
 
     Raises:
         InputError: there is no such engine or precision.
@@ -137,32 +146,41 @@ def to_build(spec: str) -> Choice:
         if able and buildable(name).ready:
             return Choice(name, precision, f"this GPU is {gpus[0]}; {UNMEASURED}")
     choice = choose(spec)
-    if not (found := buildable(choice.engine)).ready:
+    if spec == "auto" and choice.engine == "cuda":
+        choice = Choice("cuda", "fp16", choice.why)
+    if not (found := buildable(choice.engine, choice.precision)).ready:
         raise UnavailableError(found.detail)
     return choice
 
 
 def form(choice: Choice) -> str:
-    """Return the form of graph that an engine runs: packed, grouped, portable or typed."""
-    found: str = _module(choice.engine).FORMS[choice.engine]
-    return found
+    """Return the form of graph that an engine runs.
+
+    packed, grouped and portable are exported; typed and unpadded are made for a build.
+    """
+    forms: Mapping[str, str] = _module(choice.engine).FORMS
+    return forms.get(str(choice), forms[choice.engine])
 
 
-def choose(spec: str, artifact: Artifact | None = None) -> Choice:
+def choose(spec: str, artifact: Artifact | None = None, devices: Devices = FIRST) -> Choice:
     """Return the engine and the precision that a spec stands for on this machine.
 
     Args:
         spec: as load takes it.
         artifact: what is to run; without it, auto cannot tell which TensorRT engines there are.
+        devices: where it is to run.
 
     Raises:
-        InputError: there is no such engine or precision.
+        InputError: there is no such engine or precision, or it does not run on devices.
         UnavailableError: it cannot run here; for ``auto``, none can.
     """
     if spec == "auto":
-        return automatic(artifact)
+        return automatic(artifact, devices)
     name, _, precision = spec.partition(":")
     known = _backend(name).precisions
+    if devices != FIRST and not BACKENDS[name].gpu:
+        able = ", ".join(one for one, backend in BACKENDS.items() if backend.gpu)
+        raise InputError(f"devices are GPUs, and {name} runs on the processor: choose {able}")
     if precision and precision not in known:
         raise InputError(f"{name} has no precision {precision!r}; there are {', '.join(known)}")
     if precision:
@@ -171,10 +189,11 @@ def choose(spec: str, artifact: Artifact | None = None) -> Choice:
     return Choice(name, default, "asked for, in the best near-lossless precision it has here")
 
 
-def automatic(artifact: Artifact | None = None) -> Choice:
+def automatic(artifact: Artifact | None = None, devices: Devices = FIRST) -> Choice:
     """Return what ``auto`` stands for on this machine: the fastest near-lossless choice.
 
-    On a GPU a TensorRT engine of the model, if one fits, or ONNX Runtime. Else OpenVINO's bf16
+    On a GPU a TensorRT engine of the model, if one fits, or ONNX Runtime, without padding if it was
+    built for that. Else OpenVINO's bf16
     where the processor multiplies bf16 (twice the speed of float32 in
     benchmarks/results/race.json), else float32 on ONNX Runtime, where a text's result does not
     depend on its batch in any bit. int8 and fp8 are faster still, but change results: only when
@@ -182,22 +201,32 @@ def automatic(artifact: Artifact | None = None) -> Choice:
 
     Args:
         artifact: what is to run.
+        devices: the GPUs to run on; where they were named, no processor is.
 
     Raises:
         UnavailableError: no engine can run.
     """
     passed: list[str] = []
-    return on_gpu(artifact, passed) or on_cpu(passed)
+    if found := on_gpu(artifact, passed, devices):
+        return found
+    if devices.named:
+        where = listed(devices.numbers)
+        raise UnavailableError(f"no engine can run on {where}: {'; '.join(passed)}")
+    return on_cpu(passed)
 
 
-def on_gpu(artifact: Artifact | None, passed: list[str]) -> Choice | None:
-    """Return what auto stands for on this machine's first GPU; None: nothing.
+def on_gpu(artifact: Artifact | None, passed: list[str], devices: Devices = FIRST) -> Choice | None:
+    """Return what auto stands for on this machine's GPUs; None: nothing.
 
     The driver is started only where something could use it, see m3rt.nvidia.
 
     Args:
         artifact: what is to run.
         passed: gets the reasons why engines cannot run.
+        devices: where: by default, on the first GPU.
+
+    Raises:
+        UnavailableError: a device that was named is not there.
     """
     if why := nvidia.missing():
         passed.append(f"no GPU: {why}")
@@ -212,15 +241,20 @@ def on_gpu(artifact: Artifact | None, passed: list[str]) -> Choice | None:
         passed.append(f"no GPU: {driver.why}")
         return None
     else:
+        gpus = devices.among(driver.gpus)
         for choice in built:
-            why = unfit(choice, builds[str(choice)], driver.gpus[0])
-            if why is None:
-                fit = f"built for this GPU, {driver.gpus[0]}; {UNMEASURED}"
+            reasons = {gpu: unfit(choice, builds[str(choice)], gpu) for gpu in gpus}
+            able = [gpu for gpu, why in reasons.items() if why is None]
+            if able and (devices.all or len(able) == len(gpus)):
+                fit = f"built for this GPU, {able[0]}; {UNMEASURED}"
                 return Choice(choice.engine, choice.precision, "; ".join([fit, *passed]))
-            passed.append(f"no {choice}: {why}")
+            passed.append(f"no {choice}: {next(why for why in reasons.values() if why)}")
     found = probe("cuda")
     if found.ready:
-        return Choice("cuda", "fp32", "; ".join([found.detail, UNMEASURED, *passed]))
+        precision = "fp16" if "cuda:fp16" in builds else "fp32"
+        if precision == "fp32" and artifact is not None:
+            passed.append("no cuda:fp16, which is without padding: it was not built")
+        return Choice("cuda", precision, "; ".join([found.detail, UNMEASURED, *passed]))
     passed.append(f"no cuda: {found.detail}")
     return None
 
@@ -231,7 +265,7 @@ def unfit(choice: Choice, build: Build, gpu: Gpu) -> str | None:
         plan = Plan.read(build.recipe)
     except (KeyError, TypeError, ValueError) as error:
         return f"the manifest does not say what it was built for ({error!r}); build it again"
-    if not (found := probe(choice.engine)).ready:
+    if not (found := probe(choice.engine, gpu.index)).ready:
         return found.detail
     library = import_module(BACKENDS[choice.engine].package)
     return fits(plan, library.__name__, library.__version__, gpu)
@@ -272,13 +306,18 @@ def on_cpu(passed: Sequence[str]) -> Choice:
     raise UnavailableError(f"no engine can run here: {'; '.join(reasons)}")
 
 
-def probe(name: str) -> Probe:
+def probe(name: str, device: int = 0) -> Probe:
     """Say whether an engine can run here, without opening a model.
 
     A library that breaks when it is imported is an answer, too.
+
+    Args:
+        name: of the engine.
+        device: the number of the GPU that counts.
     """
     try:
-        found: Probe = _module(name).probe(name)
+        probe = _module(name).probe
+        found: Probe = probe(name, device) if device else probe(name)
     except UnavailableError as error:
         return Probe(name, False, str(error))
     except (ImportError, OSError) as error:

@@ -103,4 +103,4 @@ def patched(raw: Raw, batch: Batch, again: Raw, part: Batch, places: Offsets) ->
         colbert = list(colbert)
         for place, rows in zip(places, again.colbert, strict=True):
             colbert[place] = rows.astype(colbert[place].dtype, copy=False)
-    return Raw(dense, weights, colbert, scores)
+    return Raw(dense, weights, colbert, scores, raw.finite & again.finite)

@@ -36,6 +36,7 @@ from m3rt.options import (
     Calibration,
     DatasetLoss,
     DatasetOption,
+    DevicesOption,
     Engine,
     Fallback,
     GateTexts,
@@ -258,6 +259,7 @@ def encode(
     heads: HeadsOption = None,
     engine: Engine = "auto",
     fallback: Fallback = None,
+    devices: DevicesOption = None,
     max_length: Annotated[
         int | None, typer.Option(help="Tokens kept of a text; default: the model's.")
     ] = None,
@@ -280,7 +282,7 @@ def encode(
     jsonl = options.is_jsonl(file, input_format)
 
     began = time.monotonic()
-    m3 = api.load(model, engine, fallback=fallback)
+    m3 = api.load(model, engine, fallback=fallback, devices=devices)
     run = partial(
         m3.encode,
         heads=heads or Heads.ALL,

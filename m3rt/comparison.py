@@ -133,9 +133,10 @@ def warnings(before: Document, now: Document) -> Iterator[str]:
     for key in ("checkpoint", "revision", "hidden", "layers"):
         if before["model"][key] != now["model"][key]:
             yield f"another model: {key} was {before['model'][key]}, now {now['model'][key]}"
-    for key in ("heads", "streams"):
-        if before["settings"][key] != now["settings"][key]:
-            yield f"{key} were {before['settings'][key]}, now {now['settings'][key]}"
+    for key in ("heads", "streams", "devices"):
+        old, new = (one["settings"].get(key) for one in (before, now))
+        if old != new:
+            yield f"{key} were {old}, now {new}"
     mixes = {mix["name"]: mix["tokens"] for mix in now["mixes"]}
     for mix in before["mixes"]:
         if mixes.get(mix["name"], mix["tokens"]) != mix["tokens"]:

@@ -38,7 +38,8 @@ BATCH_LENGTH = 32
 SAMPLES, REPEATS = 200, 5  # most measurements of a latency, and of a rate
 ACCURACY_LENGTH = 1024  # tokens; the reference's longest text may take longer than all others
 SHARES = {"mixes": 0.5, "latency": 0.2, "lengths": 0.2, "batches": 0.1}  # of Settings.seconds
-GPUS = ("cuda", "tensorrt", "tensorrt-rtx")  # engines whose peak is not the processor's
+# engines whose peak is not the processor's
+GPUS = ("cuda", "tensorrt", "tensorrt-rtx", "ort-tensorrt", "ort-tensorrt-rtx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,9 @@ def measure(model: Path, engine: str, job: Job) -> Turns:
     found = Findings(engine)
     try:
         yield f"{engine}: load"
-        with Worker(worker.command(model, engine, job.settings.streams)) as process:
+        settings, name = job.settings, engine.partition(":")[0]
+        devices = settings.devices if name in (*GPUS, "auto") else None
+        with Worker(worker.command(model, engine, settings.streams, devices)) as process:
             found.ready = process.answer()
             found.engine = found.ready["engine"]
             yield from encode_mixes(process, found, job)

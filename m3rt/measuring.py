@@ -14,7 +14,7 @@ import typer
 from m3rt import api, artifact, formats, options, render
 from m3rt.errors import EngineError
 from m3rt.formats import Format
-from m3rt.options import Engines, HeadsOption, Json, Lengths, Mixes, Model
+from m3rt.options import DevicesOption, Engines, HeadsOption, Json, Lengths, Mixes, Model
 from m3rt.runtime import M3
 
 
@@ -29,6 +29,7 @@ def bench(
         float, typer.Option(min=0, help="Time for an engine: what is over is measured less often.")
     ] = 180,
     streams: Annotated[int, typer.Option(min=1, help="Batches that run at once.")] = 1,
+    devices: DevicesOption = None,
     compare: Annotated[Path | None, typer.Option(help="An earlier --output.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
     html: Annotated[Path | None, typer.Option(help="Report to write.")] = None,
@@ -39,12 +40,14 @@ def bench(
     from m3rt.bench import run
     from m3rt.result import Settings, document
 
+    specs = engine or ["auto"]
+    options.devices_of("auto", devices, specs)  # refuses them for processors alone
     found = artifact.read(model)
     names = (heads or found.manifest.head_flags).names
-    settings = Settings(names, options.parse_lengths(lengths), rounds, seconds, streams)
+    settings = Settings(names, options.parse_lengths(lengths), rounds, seconds, streams, devices)
     before = comparison.read(compare) if compare else None
     with written(output, html) as (to_json, to_html), render.steps() as say:
-        result = run(found, engine or ["auto"], mix or ["mixed"], settings, say)
+        result = run(found, specs, mix or ["mixed"], settings, say)
         kept = document(result)
         compared = comparison.compare(str(compare), before, kept) if before else None
         kept["comparison"] = asdict(compared) if compared else None
@@ -78,6 +81,7 @@ def evaluate(
         list[Path], typer.Argument(help="Directories or files in BEIR's layout or another.")
     ],
     engine: Engines = None,
+    devices: DevicesOption = None,
     mode: Annotated[
         list[str] | None,
         typer.Option(
@@ -146,6 +150,8 @@ def evaluate(
         trec,
     )
 
+    specs = engine or ["auto"]
+    options.devices_of("auto", devices, specs)  # refuses them for processors alone
     found = artifact.read(model)
     found.expect(reranker=False)
     measures.imported()  # what is lacking is said before anything is read
@@ -189,7 +195,12 @@ def evaluate(
             return replace(done, rankings={})
 
         result, failed = quality.run(
-            model, engine or ["auto"], read, lambda spec: api.load(model, spec), work, speeds
+            model,
+            specs,
+            read,
+            lambda spec: api.load(model, spec, devices=options.devices_of(spec, devices, specs)),
+            work,
+            speeds,
         )
         if not result.evaluations:
             raise next(iter(failed.values()))

@@ -1,6 +1,6 @@
 """The measuring end of a benchmark: one engine in a process of its own.
 
-    python -m m3rt.meter MODEL ENGINE STREAMS
+    python -m m3rt.meter MODEL ENGINE STREAMS [DEVICES]
 
 Reads requests from stdin and answers on stdout, a line of JSON each, until its input ends. First
 it says how loading went. A request is the name of a function of REQUESTS under "do", and its
@@ -214,7 +214,8 @@ def main() -> None:
     try:
         clock = Clock(time.perf_counter)
         opened = artifact.read(sys.argv[1])
-        model = api.start(opened, sys.argv[2], int(sys.argv[3]))
+        devices = sys.argv[4] if len(sys.argv) > 4 else None
+        model = api.start(opened, sys.argv[2], int(sys.argv[3]), devices=devices)
         load, memory = clock.lap(), peak_memory()
         model.encode(["m3rt"])
         first = clock.lap()

@@ -13,6 +13,7 @@ import typer
 from m3rt import __version__, artifact, candidates, datasets, engines, records, sample, tolerances
 from m3rt.artifact import Artifact
 from m3rt.candidates import Candidates
+from m3rt.engines.devices import Devices
 from m3rt.errors import InputError
 from m3rt.formats import STDOUT, Format
 from m3rt.gate import Terms
@@ -92,6 +93,27 @@ def chosen_languages(there: Sequence[str], asked: Sequence[str] | None) -> Seque
     if not asked or not there:
         return [None]
     return there if "all" in asked else asked
+
+
+def check_devices(asked: str | None) -> str | None:
+    """Refuse --devices that cannot be, before anything is read."""
+    try:
+        Devices.read(asked)
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from error
+    return asked
+
+
+def devices_of(spec: str, devices: str | None, specs: Sequence[str]) -> str | None:
+    """Return --devices for one of several engines: those for processors have none."""
+
+    def on_gpu(name: str) -> bool:
+        backend = engines.BACKENDS.get(name.partition(":")[0])
+        return backend is None or backend.gpu
+
+    if devices and not any(map(on_gpu, specs)):
+        raise typer.BadParameter(f"--devices is for engines on GPUs, not for {', '.join(specs)}")
+    return devices if on_gpu(spec) else None
 
 
 def engine_names() -> list[str]:
@@ -195,6 +217,16 @@ Fallback = Annotated[
         autocompletion=engine_names,
         help="Engine for what gives NaN or Inf.",
         show_default="an error",
+    ),
+]
+DevicesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--devices",
+        callback=check_devices,
+        metavar="NUMBERS",
+        help="GPUs to run on, as 0,1; or all.",
+        show_default="the first",
     ),
 ]
 HeadsOption = Annotated[

@@ -13,7 +13,16 @@ import typer
 from m3rt import api, candidates, formats, records, render
 from m3rt.candidates import Candidates
 from m3rt.formats import Format, dumps
-from m3rt.options import Engine, Fallback, InputFormat, Json, Model, OnLong, is_jsonl
+from m3rt.options import (
+    DevicesOption,
+    Engine,
+    Fallback,
+    InputFormat,
+    Json,
+    Model,
+    OnLong,
+    is_jsonl,
+)
 from m3rt.reranker import Relevance, best
 
 
@@ -37,6 +46,7 @@ def rerank(
     text: Annotated[bool, typer.Option("--text", help="Documents beside their scores.")] = False,
     engine: Engine = "auto",
     fallback: Fallback = None,
+    devices: DevicesOption = None,
     max_length: Annotated[
         int | None, typer.Option(help="Tokens kept of a pair; default: the model's.")
     ] = None,
@@ -51,7 +61,7 @@ def rerank(
 ) -> None:
     """Rank documents for queries with a reranker: JSONL with "query" and "documents"."""
     began = time.monotonic()
-    reranker = api.load_reranker(model, engine, fallback=fallback)
+    reranker = api.load_reranker(model, engine, fallback=fallback, devices=devices)
     run = partial(
         reranker.score,
         normalize=normalize,

@@ -50,6 +50,7 @@ class Settings:
     rounds: int = 3
     seconds: float = 180.0  # for each engine; what comes first is measured once in any case
     streams: int = 1  # batches that run at once
+    devices: str | None = None  # GPUs, as --devices; None: the first
 
 
 @dataclass(frozen=True, slots=True)

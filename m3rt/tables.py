@@ -236,6 +236,7 @@ def about(result: Result) -> list[tuple[str, str]]:
         ("heads", ", ".join(settings.heads)),
         ("engines", turns if len(result.engines) > 1 else ""),
         ("streams", str(settings.streams) if settings.streams > 1 else ""),
+        ("devices", settings.devices or ""),
         ("load", f"{result.load_average:.1f}: this machine was busy" if busy else ""),
     ]
 

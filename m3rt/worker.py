@@ -20,9 +20,10 @@ PATIENCE = 1800.0  # seconds without an answer; the longest text on a slow machi
 GRACE = 10.0  # seconds to end
 
 
-def command(model: Path, engine: str, streams: int) -> list[str]:
+def command(model: Path, engine: str, streams: int, devices: str | None = None) -> list[str]:
     """Return the command of the measuring end; -P, so that no file of the user's shadows ours."""
-    return [sys.executable, "-P", "-m", "m3rt.meter", str(model), engine, str(streams)]
+    found = [sys.executable, "-P", "-m", "m3rt.meter", str(model), engine, str(streams)]
+    return found if devices is None else [*found, devices]
 
 
 class Worker:

@@ -50,12 +50,12 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         made.started += 1
         return Driver("12.8", made.gpus, made.why)
 
-    def probe(name: str) -> Probe:
+    def probe(name: str, device: int = 0) -> Probe:
         package = engines.BACKENDS[name].package
         there = package in made.libraries
         return Probe(name, there, package if there else f"needs the package {package!r}")
 
-    def load(found: Artifact, choice: Choice, streams: int) -> FakeEngine:
+    def load(found: Artifact, choice: Choice, streams: int, device: int) -> FakeEngine:
         if not made.opens:
             raise m3rt.UnavailableError("no memory")
         engine = FakeEngine()
@@ -257,7 +257,20 @@ def test_cuda_where_no_tensorrt_engine_fits(machine: Machine, model_dir: Path) -
     choice = engines.automatic(model)
     assert str(choice) == "cuda:fp32"
     assert f"{CUDA} on {H200}; not yet measured on a GPU; no tensorrt:fp16: built" in choice.why
+    assert choice.why.endswith("no cuda:fp16, which is without padding: it was not built")
     assert str(engines.automatic()) == "cuda:fp32"  # and without a model
+
+
+@pytest.mark.usefixtures("provider")
+def test_cuda_without_padding_where_it_was_built(machine: Machine, model_dir: Path) -> None:
+    machine.gpus = (H200,)
+    unpadded = Build(("cuda-fp16.npz",), {}, {}, {})
+    assert str(engines.automatic(model_with(model_dir, {"cuda:fp16": unpadded}))) == "cuda:fp16"
+    built = {"cuda:fp16": unpadded, "tensorrt:fp16": build("tensorrt:fp16", "sm90")}
+    assert str(engines.automatic(model_with(model_dir, built))) == "tensorrt:fp16"
+    # what m3rt build makes of auto: what has no padding
+    machine.libraries = ()
+    assert str(engines.to_build("auto")) == "cuda:fp16"
 
 
 @pytest.mark.usefixtures("provider")

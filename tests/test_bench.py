@@ -277,8 +277,8 @@ def test_a_worker_that_dies_is_a_row(
 ) -> None:
     real = worker.command
 
-    def command(model: Path, engine: str, streams: int) -> list[str]:
-        return script(DIES) if engine == "dies" else real(model, engine, streams)
+    def command(model: Path, engine: str, streams: int, devices: str | None = None) -> list[str]:
+        return script(DIES) if engine == "dies" else real(model, engine, streams, devices)
 
     monkeypatch.setattr(worker, "command", command)
     done = run("--engine", "dies", "--engine", "cpu", "--mix", "queries", "--json")

@@ -216,7 +216,7 @@ class Coarse(fake.FakeEngine):
         return replace(found, dense=fake.unit(np.round(found.dense) + 1e-3))
 
 
-def load(folder: str | Path, engine: str = "auto") -> M3:
+def load(folder: str | Path, engine: str = "auto", devices: str | None = None) -> M3:
     """Stand in for m3rt.api.load; an engine is what it is called."""
     if engine == "gone":
         raise UnavailableError("no engine 'gone' here")
