@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 
-def mixed_set(data: Path) -> list[str]:
-    """Return 48 XQuAD questions, in turn from each language, and 16 SciFact abstracts."""
+def mixed_set(data: Path, questions: int = 48, abstracts: int = 16) -> list[str]:
+    """Return XQuAD questions, in turn from each language, and SciFact abstracts."""
     by_language = []
     for file in sorted((data / "ir" / "xquad").glob("xquad.*.json")):
         articles = json.loads(file.read_text("utf-8"))["data"]
@@ -15,5 +15,5 @@ def mixed_set(data: Path) -> list[str]:
             [qa["question"] for a in articles for p in a["paragraphs"] for qa in p["qas"]]
         )
     in_turn = [question for row in zip(*by_language, strict=False) for question in row]
-    corpus = (data / "ir" / "scifact" / "corpus.jsonl").read_text("utf-8").splitlines()[:16]
-    return in_turn[:48] + [json.loads(line)["text"] for line in corpus]
+    corpus = (data / "ir" / "scifact" / "corpus.jsonl").read_text("utf-8").splitlines()[:abstracts]
+    return in_turn[:questions] + [json.loads(line)["text"] for line in corpus]

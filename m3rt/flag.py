@@ -6,6 +6,7 @@ abc/inference/AbsEmbedder.py.
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -262,21 +263,22 @@ class BGEM3FlagModel:
     def _encode(self, texts: Sequence[str], max_length: int, heads: Heads) -> dict[str, Any]:
         self.model.require(heads)  # M3.run takes ALL as every head there is
         manifest = self.model.manifest
-        tokens = self.model.tokenize(texts, max_length=max_length)
+        windows = self.model.windows(texts, max_length=max_length)
         dense = np.empty((len(texts), manifest.hidden), np.float32)
         lexical: dict[int, Lexical] = {}
         colbert: dict[int, Floats] = {}
-        for batch, raw in self.model.run(tokens, heads):
-            check_finite(batch, raw)
-            if raw.dense is not None:
-                dense[batch.rows] = raw.dense
-            for i, row in enumerate(batch.rows.tolist()):
-                if raw.weights is not None:
-                    ids, weights = batch.tokens[i], Ragged(raw.weights, batch.tokens.starts)[i]
-                    lexical[row] = _lexical(ids, weights, manifest.unscored_ids)
-                if raw.colbert is not None:
-                    rows = token_rows(raw.colbert[i], manifest.cls_interval)
-                    colbert[row] = self._truncate(rows)
+        with contextlib.closing(self.model.run(windows, heads)) as steps:
+            for batch, raw in steps:
+                check_finite(batch, raw)
+                if raw.dense is not None:
+                    dense[batch.rows] = raw.dense
+                for i, row in enumerate(batch.rows.tolist()):
+                    if raw.weights is not None:
+                        ids, weights = batch.tokens[i], Ragged(raw.weights, batch.tokens.starts)[i]
+                        lexical[row] = _lexical(ids, weights, manifest.unscored_ids)
+                    if raw.colbert is not None:
+                        rows = token_rows(raw.colbert[i], manifest.cls_interval)
+                        colbert[row] = self._truncate(rows)
         order = range(len(texts))
         return {
             "dense_vecs": self._truncate(dense) if Heads.DENSE in heads else None,

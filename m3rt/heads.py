@@ -18,6 +18,7 @@ from m3rt.types import (
     Batch,
     Embeddings,
     Floats,
+    Heads,
     Offsets,
     Ragged,
     Raw,
@@ -86,7 +87,7 @@ def not_finite(batch: Batch, raw: Raw) -> dict[str, Offsets]:
         starts = batch.tokens.starts
         places = np.flatnonzero(~np.isfinite(raw.weights))
         bad["sparse"] = np.unique(np.searchsorted(starts, places, side="right") - 1)
-    if raw.colbert is not None:
+    if raw.colbert is not None and Heads.COLBERT not in raw.finite:
         # one sum per text instead of one test per value: any NaN or Inf survives the sum
         bad["colbert"] = np.flatnonzero(
             [not np.isfinite(rows.sum(dtype=np.float32)) for rows in raw.colbert]
@@ -99,8 +100,10 @@ def lexical(tokens: Ragged[np.int32], weights: Floats, unscored: Sequence[int]) 
     texts = np.repeat(np.arange(len(tokens)), tokens.lengths)
     kept = (weights > 0) & ~np.isin(tokens.values, unscored)
     keys = texts[kept] << 32 | tokens.values[kept]
-    order = np.argsort(keys, kind="stable")
-    unique, first = np.unique(keys[order], return_index=True)
+    order = np.argsort(keys)  # whichever of equal keys comes first, their maximum is the same
+    keys = keys[order]
+    first = np.flatnonzero(np.diff(keys, prepend=-1))
+    unique = keys[first]
     best = np.maximum.reduceat(weights[kept][order], first) if len(first) else weights[:0]
     starts = offsets(np.bincount(unique >> 32, minlength=len(tokens)))
     return Sparse(Ragged((unique & 0xFFFFFFFF).astype(np.int32), starts), Ragged(best, starts))
@@ -115,21 +118,32 @@ def merge(
     """
     if not parts:
         return empty
-    order = np.argsort(np.concatenate([batch.rows for batch, _ in parts]))
-    dense = [part.dense for _, part in parts if part.dense is not None]
+    rows = np.concatenate([batch.rows for batch, _ in parts])
+    order = np.empty_like(rows)
+    order[rows] = np.arange(len(rows))
+    dense = [(batch.rows, part.dense) for batch, part in parts if part.dense is not None]
     sparse = [part.sparse for _, part in parts if part.sparse is not None]
     colbert = [rows for _, part in parts if part.colbert is not None for rows in part.colbert]
     return Embeddings(
-        dense=np.concatenate(dense)[order] if dense else None,
+        dense=scattered(dense, len(rows)) if dense else None,
         sparse=Sparse(
             join([part.ids for part in sparse]), join([part.weights for part in sparse])
         ).take(order)
         if sparse
         else None,
-        colbert=[colbert[i] for i in order] if colbert else None,
+        colbert=[colbert[i] for i in order.tolist()] if colbert else None,
         n_tokens=tokens.ids.lengths,
         truncated=tokens.truncated,
     )
+
+
+def scattered(parts: Sequence[tuple[Offsets, Floats]], count: int) -> Floats:
+    """Return an array of so many rows, from some of them, and where these belong, at a time."""
+    _, first = parts[0]
+    found = np.empty((count, *first.shape[1:]), first.dtype)
+    for rows, values in parts:
+        found[rows] = values
+    return found
 
 
 def join(parts: Sequence[Ragged[S]]) -> Ragged[S]:

@@ -7,12 +7,12 @@ prepare_for_model of transformers 4.57. Each text is tokenised and cut by itself
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from m3rt.errors import InputError
-from m3rt.tokenizer import Tokenizer, check_unicode
+from m3rt.tokenizer import Tokenizer, check_unicode, pieces
 from m3rt.types import Ints, Tokens, ragged
 
 Pair = Sequence[str]  # query, document
@@ -56,6 +56,28 @@ class PairTokenizer:
             InputError: an item is not a pair of str, or holds a lone surrogate.
         """
         check_pairs(pairs)
+        return self._joined(pairs, max_length, query_max_length)
+
+    def chunks(
+        self, pairs: Sequence[Pair], max_length: int, query_max_length: int, characters: int
+    ) -> Iterator[Tokens]:
+        """Tokenise some pairs at a time, and give what a call gives for them, in order.
+
+        Args:
+            pairs: of which check_pairs has found nothing to refuse.
+            max_length: see a call.
+            query_max_length: see a call.
+            characters: of some pairs, with two for each; one pair may be longer.
+
+        Raises:
+            InputError: a text holds a lone surrogate; names its pair's place among all.
+        """
+        for some in pieces([sum(map(len, pair)) for pair in pairs], characters):
+            yield self._joined(pairs[some], max_length, query_max_length, some.start)
+
+    def _joined(
+        self, pairs: Sequence[Pair], max_length: int, query_max_length: int, before: int = 0
+    ) -> Tokens:
         sides = [list(dict.fromkeys(pair[side] for pair in pairs)) for side in (0, 1)]
         try:
             queries, documents = (
@@ -63,7 +85,7 @@ class PairTokenizer:
                 for texts, most in zip(sides, (query_max_length, max_length), strict=True)
             )
         except InputError:  # counts texts, where the caller counts pairs
-            for i, pair in enumerate(pairs):
+            for i, pair in enumerate(pairs, before):
                 for name, text in zip(SIDES, pair, strict=True):
                     check_unicode(text, f"the {name} of pair {i}")
             raise

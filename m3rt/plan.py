@@ -6,30 +6,34 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from m3rt.types import Batch, Limits, Offsets, Ragged
+from m3rt.types import Batch, Limits, Offsets, Ragged, offsets
 
 
 def batches(tokens: Ragged[np.int32], limits: Limits) -> Iterator[Batch]:
     """Group texts of like length, longest first, within the engine's limits.
 
     Longest first, so that memory is short at the start or never, and the time left is
-    over-estimated rather than under-estimated.
+    over-estimated rather than under-estimated. A batch costs no more for the texts left: sums over
+    all of them are made once.
     """
-    lengths = tokens.lengths
-    order = np.argsort(-lengths, kind="stable")
+    order = np.argsort(-tokens.lengths, kind="stable")
+    lengths = tokens.lengths[order]
     places = np.searchsorted(np.asarray(limits.widths, np.int64), lengths)
     alone = widths_of(lengths, places, limits)
-    while len(order):
-        width = int(alone[order[0]])
-        count = fitting(width, lengths[order], limits)
-        if places[order[0]] < len(limits.rows):
-            count = min(count, limits.rows[places[order[0]]])
+    ends, filled = offsets(lengths), offsets(alone)
+    first = 0
+    while first < len(order):
+        width = int(alone[first])
+        count = fitting(width, ends, first, limits)
+        if places[first] < len(limits.rows):
+            count = min(count, limits.rows[places[first]])
         # texts get shorter, so once the rectangle is too empty it stays so
         rectangles = width * np.arange(1, count + 1)
-        full = rectangles <= limits.slack * np.cumsum(alone[order[:count]])
-        count = max(1, int(full.sum()))
-        rows, order = order[:count], order[count:]
+        needed = filled[first + 1 : first + count + 1] - filled[first]
+        count = max(1, int((rectangles <= limits.slack * needed).sum()))
+        rows = order[first : first + count]
         yield Batch(tokens.take(rows), rows, width)
+        first += count
 
 
 def widths_of(lengths: Offsets, places: Offsets, limits: Limits) -> Offsets:
@@ -41,8 +45,16 @@ def widths_of(lengths: Offsets, places: Offsets, limits: Limits) -> Offsets:
     return np.where(places <= last, widths[np.minimum(places, last)], lengths)
 
 
-def fitting(width: int, lengths: Offsets, limits: Limits) -> int:
-    """Return how many of these texts max_tokens allows in a batch; at most all, at least one."""
+def fitting(width: int, ends: Offsets, first: int, limits: Limits) -> int:
+    """Return how many texts from the first max_tokens allows in a batch; at most all, at least one.
+
+    Args:
+        width: of the batch.
+        ends: where each text starts, texts laid end to end, and where the last one ends.
+        first: the longest text of the batch.
+        limits: the engine's.
+    """
     if limits.pads:
-        return min(len(lengths), max(1, limits.max_tokens // max(1, width)))
-    return max(1, int(np.searchsorted(np.cumsum(lengths), limits.max_tokens, side="right")))
+        return min(len(ends) - 1 - first, max(1, limits.max_tokens // max(1, width)))
+    last = np.searchsorted(ends, ends[first] + limits.max_tokens, side="right") - 1
+    return max(1, int(last) - first)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,9 +13,10 @@ from m3rt import steps
 from m3rt.artifact import Manifest
 from m3rt.errors import InputError
 from m3rt.heads import check_finite
-from m3rt.pair_tokenizer import Pair, PairTokenizer
-from m3rt.tokenizer import Tokenizer, check_texts
+from m3rt.pair_tokenizer import Pair, PairTokenizer, check_pairs
+from m3rt.tokenizer import CHARACTERS, Tokenizer, check_texts, together
 from m3rt.types import Batch, Bools, Engine, Floats, Heads, Offsets, Tokens
+from m3rt.windows import alone, exceeds, noted, windows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,13 +89,11 @@ class Reranker:
             InputError: not pairs of text, or too long with ``on_long="error"``.
             EngineError: the engine failed, or gave NaN or Inf.
         """
-        tokens = self.tokenize(
+        windows = self.windows(
             pairs, max_length=max_length, query_max_length=query_max_length, on_long=on_long
         )
         report = None if progress is None else lambda batch: progress(len(batch.rows))
-        return self.score_tokens(
-            tokens, normalize=normalize, batch_tokens=batch_tokens, progress=report
-        )
+        return self._score(windows, normalize, batch_tokens, report)
 
     def rank(
         self,
@@ -147,6 +147,86 @@ class Reranker:
         Raises:
             InputError: not pairs of text, too long with ``on_long="error"``, or a bad length.
         """
+        kept, of_query = self._kept(max_length, query_max_length, on_long)
+        tokens = self._pairs(pairs, kept, of_query)
+        if on_long == "error" and tokens.truncated.any():
+            rows = np.flatnonzero(tokens.truncated).tolist()
+            raise InputError(
+                f"{len(rows)} pair(s) are longer than {kept} tokens, or their queries than "
+                f"{of_query}: number {', '.join(map(str, rows[:5]))}. Split the documents, or pass "
+                "on_long='truncate'"
+            )
+        return tokens
+
+    def windows(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        max_length: int | None = None,
+        query_max_length: int | None = None,
+        on_long: Literal["truncate", "error"] = "truncate",
+    ) -> Generator[Tokens]:
+        """Tokenise pairs while others run, for a fast engine; see M3.windows.
+
+        A text that is in many pairs is then tokenised once in each part of a window.
+
+        Raises:
+            InputError: as tokenize does.
+        """
+        kept, of_query = self._kept(max_length, query_max_length, on_long)
+        check_pairs(pairs)
+        ahead = self.engine.limits.ahead
+        if not ahead or on_long == "error" or not exceeds(map("".join, pairs), ahead):
+            found = self.tokenize(
+                pairs, max_length=max_length, query_max_length=query_max_length, on_long=on_long
+            )
+            return alone(found)
+        return windows(self._pairs.chunks(pairs, kept, of_query, min(CHARACTERS, ahead)), ahead)
+
+    def score_tokens(
+        self,
+        tokens: Tokens,
+        *,
+        normalize: bool = False,
+        batch_tokens: int | None = None,
+        progress: Callable[[Batch], None] | None = None,
+    ) -> Relevance:
+        """Score token ids, as tokenize gives them; see score."""
+        return self._score(alone(tokens), normalize, batch_tokens, progress)
+
+    def _score(
+        self,
+        windows: Generator[Tokens],
+        normalize: bool,
+        batch_tokens: int | None,
+        progress: Callable[[Batch], None] | None,
+    ) -> Relevance:
+        seen: list[Tokens] = []
+        rows, parts = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+        with (
+            contextlib.closing(windows),
+            contextlib.closing(
+                steps.run(self.engine, noted(windows, seen), Heads.SCORE, batch_tokens)
+            ) as found,
+        ):
+            for batch, raw in found:
+                check_finite(batch, raw)
+                assert raw.scores is not None
+                rows.append(batch.rows)
+                parts.append(raw.scores)
+                if progress:
+                    progress(batch)
+        tokens = together(seen)
+        scores = np.empty(len(tokens.ids), np.float32)
+        scores[np.concatenate(rows)] = np.concatenate(parts)
+        if normalize:
+            scores = sigmoid(scores)
+        return Relevance(scores, tokens.ids.lengths, tokens.truncated)
+
+    def _kept(
+        self, max_length: int | None, query_max_length: int | None, on_long: str
+    ) -> tuple[int, int]:
+        """Return the tokens to keep of a pair, and of its query."""
         kept = self.max_length if max_length is None else max_length
         least = self._pairs.min_length
         if not least <= kept <= self.max_length:
@@ -158,35 +238,7 @@ class Reranker:
             raise InputError(f"query_max_length is {of_query}, expected at least 1")
         if on_long not in ("truncate", "error"):
             raise InputError(f"on_long is {on_long!r}, expected 'truncate' or 'error'")
-        tokens = self._pairs(pairs, kept, of_query)
-        if on_long == "error" and tokens.truncated.any():
-            rows = np.flatnonzero(tokens.truncated).tolist()
-            raise InputError(
-                f"{len(rows)} pair(s) are longer than {kept} tokens, or their queries than "
-                f"{of_query}: number {', '.join(map(str, rows[:5]))}. Split the documents, or pass "
-                "on_long='truncate'"
-            )
-        return tokens
-
-    def score_tokens(
-        self,
-        tokens: Tokens,
-        *,
-        normalize: bool = False,
-        batch_tokens: int | None = None,
-        progress: Callable[[Batch], None] | None = None,
-    ) -> Relevance:
-        """Score token ids, as tokenize gives them; see score."""
-        scores = np.empty(len(tokens.ids), np.float32)
-        for batch, raw in steps.run(self.engine, tokens, Heads.SCORE, batch_tokens):
-            check_finite(batch, raw)
-            assert raw.scores is not None
-            scores[batch.rows] = raw.scores
-            if progress:
-                progress(batch)
-        if normalize:
-            scores = sigmoid(scores)
-        return Relevance(scores, tokens.ids.lengths, tokens.truncated)
+        return kept, of_query
 
 
 def best(scores: Floats, top: int | None = None) -> Offsets:

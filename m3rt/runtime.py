@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from m3rt import steps
 from m3rt.artifact import Manifest
 from m3rt.errors import InputError
 from m3rt.heads import finish, merge
-from m3rt.tokenizer import Tokenizer
+from m3rt.tokenizer import CHARACTERS, Tokenizer, check_texts, together
 from m3rt.types import (
     Batch,
     Embeddings,
@@ -23,6 +24,7 @@ from m3rt.types import (
     Tokens,
     offsets,
 )
+from m3rt.windows import alone, exceeds, noted, windows
 
 Progress = Callable[[int], None]  # told how many texts each step finished
 
@@ -81,9 +83,9 @@ class M3:
             InputError: not text, too long with ``on_long="error"``, or a head the model lacks.
             EngineError: the engine failed, or gave NaN or Inf.
         """
-        tokens = self.tokenize(texts, max_length=max_length, on_long=on_long)
+        windows = self.windows(texts, max_length=max_length, on_long=on_long)
         report = None if progress is None else lambda batch: progress(len(batch.rows))
-        return self.encode_tokens(tokens, heads, batch_tokens=batch_tokens, progress=report)
+        return self._embed(windows, heads, batch_tokens, report)
 
     def encode_tokens(
         self,
@@ -94,14 +96,33 @@ class M3:
         progress: Callable[[Batch], None] | None = None,
     ) -> Embeddings:
         """Embed token ids, as tokenize gives them; see encode."""
-        heads = self._available(heads)
-        parts = []
-        for batch, raw in self.run(tokens, heads, batch_tokens):
-            done = finish(batch, raw, self.manifest.unscored_ids, self.manifest.cls_interval)
-            parts.append((batch, done))
-            if progress:
-                progress(batch)
-        return merge(tokens, parts, self._nothing(heads))
+        return self._embed(alone(tokens), heads, batch_tokens, progress)
+
+    def windows(
+        self,
+        texts: Sequence[str],
+        *,
+        max_length: int | None = None,
+        on_long: Literal["truncate", "error"] = "truncate",
+    ) -> Generator[Tokens]:
+        """Tokenise texts as run wants them: for a fast engine, some are run while others are made.
+
+        That is so where the engine's ``Limits.ahead`` is less than the texts have; with
+        ``on_long="error"`` all are tokenised first, as one that is too long refuses them all. A
+        text that is not Unicode may be found after others have run.
+
+        Returns:
+            A generator, which is to be run to its end, or closed, as run does: it may own a thread.
+
+        Raises:
+            InputError: as tokenize does.
+        """
+        kept = self._kept(max_length, on_long)
+        check_texts(texts)
+        ahead = self.engine.limits.ahead
+        if not ahead or on_long == "error" or not exceeds(texts, ahead):
+            return alone(self.tokenize(texts, max_length=max_length, on_long=on_long))
+        return windows(self.tokenizer.chunks(texts, kept, min(CHARACTERS, ahead)), ahead)
 
     def tokenize(
         self,
@@ -115,14 +136,7 @@ class M3:
         Raises:
             InputError: not text, too long with ``on_long="error"``, or a bad max_length.
         """
-        kept = self.max_length if max_length is None else max_length
-        least = self.tokenizer.min_length
-        if not least <= kept <= self.max_length:
-            raise InputError(
-                f"max_length is {kept}, expected {least} to {self.max_length} for this model"
-            )
-        if on_long not in ("truncate", "error"):
-            raise InputError(f"on_long is {on_long!r}, expected 'truncate' or 'error'")
+        kept = self._kept(max_length, on_long)
         tokens = self.tokenizer(texts, kept)
         if on_long == "error" and tokens.truncated.any():
             rows = np.flatnonzero(tokens.truncated).tolist()
@@ -135,11 +149,16 @@ class M3:
         return tokens
 
     def run(
-        self, tokens: Tokens, heads: Heads = Heads.ALL, batch_tokens: int | None = None
-    ) -> Iterator[tuple[Batch, Raw]]:
+        self,
+        tokens: Tokens | Iterable[Tokens],
+        heads: Heads = Heads.ALL,
+        batch_tokens: int | None = None,
+    ) -> Generator[tuple[Batch, Raw]]:
         """Run tokens, and give what the engine returns, batch by batch; longest texts first.
 
-        This is the step below encode, for those who finish the outputs in another way.
+        This is the step below encode, for those who finish the outputs in another way. The tokens
+        are those of tokenize, or the windows of windows, each of which has its longest texts first.
+        Closed early, it ends all that it started.
         """
         yield from steps.run(self.engine, tokens, self._available(heads), batch_tokens)
 
@@ -154,6 +173,39 @@ class M3:
                 f"this model has no {' and no '.join(lacking.names)} head, only "
                 f"{', '.join(self.heads.names)}"
             )
+
+    def _embed(
+        self,
+        windows: Generator[Tokens],
+        heads: Heads,
+        batch_tokens: int | None,
+        progress: Callable[[Batch], None] | None,
+    ) -> Embeddings:
+        heads = self._available(heads)
+        seen: list[Tokens] = []
+        parts = []
+        with (
+            contextlib.closing(windows),
+            contextlib.closing(self.run(noted(windows, seen), heads, batch_tokens)) as found,
+        ):
+            for batch, raw in found:
+                done = finish(batch, raw, self.manifest.unscored_ids, self.manifest.cls_interval)
+                parts.append((batch, done))
+                if progress:
+                    progress(batch)
+        return merge(together(seen), parts, self._nothing(heads))
+
+    def _kept(self, max_length: int | None, on_long: str) -> int:
+        """Return the tokens to keep of a text."""
+        kept = self.max_length if max_length is None else max_length
+        least = self.tokenizer.min_length
+        if not least <= kept <= self.max_length:
+            raise InputError(
+                f"max_length is {kept}, expected {least} to {self.max_length} for this model"
+            )
+        if on_long not in ("truncate", "error"):
+            raise InputError(f"on_long is {on_long!r}, expected 'truncate' or 'error'")
+        return kept
 
     def _available(self, heads: Heads) -> Heads:
         if not heads:

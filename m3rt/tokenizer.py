@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import tokenizers
 from m3rt import mcls
 from m3rt.artifact import Artifact
 from m3rt.errors import ArtifactError, InputError
-from m3rt.types import Ints, Tokens, ragged
+from m3rt.types import Ints, Ragged, Tokens, offsets, ragged
 
-CHUNK = 1024  # texts tokenised at once: bounds what the library holds beside the ids
+# Tokenised at once, of either at most: bounds what the library holds beside the ids.
+CHUNK = 1024  # texts
+CHARACTERS = 2**20
 
 
 class Tokenizer:
@@ -96,20 +99,38 @@ class Tokenizer:
             InputError: an item is not a str, or holds a lone surrogate.
         """
         check_texts(texts)
-        rows: list[Ints] = []
-        cut: list[bool] = []
-        for start in range(0, len(texts), CHUNK):
-            for ids in self._with_cls(self._encode(texts, start)):
-                cut.append(len(ids) > max_length)
-                rows.append(self._cut(ids, max_length) if cut[-1] else ids)
-        return Tokens(ragged(rows, np.int32), np.array(cut, np.bool_))
+        return together(list(self.chunks(texts, max_length)))
+
+    def chunks(
+        self, texts: Sequence[str], max_length: int, characters: int = CHARACTERS
+    ) -> Iterator[Tokens]:
+        """Tokenise some texts at a time, and give what a call gives for them, in order.
+
+        Args:
+            texts: of which check_texts has found nothing to refuse.
+            max_length: tokens kept of a text.
+            characters: of a chunk, with two for each text's special tokens; one text may be longer.
+
+        Raises:
+            InputError: an item holds a lone surrogate; names its place among all texts.
+        """
+        for chunk in pieces(map(len, texts), characters):
+            ids = self._ids(texts, chunk)
+            truncated = ids.lengths > max_length
+            if truncated.any() or self._cls_interval is not None:
+                whole = self._with_cls(list(ids))
+                truncated = np.array([len(row) > max_length for row in whole], np.bool_)
+                pairs = zip(whole, truncated.tolist(), strict=True)
+                rows = [self._cut(row, max_length) if cut else row for row, cut in pairs]
+                ids = ragged(rows, np.int32)
+            yield Tokens(ids, truncated)
 
     def lengths(self, texts: Sequence[str]) -> Ints:
         """Return how many tokens each text has before any cut, special tokens included."""
         check_texts(texts)
-        starts = range(0, len(texts), CHUNK)
-        lengths = [len(ids) for i in starts for ids in self._with_cls(self._encode(texts, i))]
-        return np.array(lengths, np.int32)
+        chunks = pieces(map(len, texts))
+        rows = (ids for chunk in chunks for ids in self._with_cls(list(self._ids(texts, chunk))))
+        return np.array([len(ids) for ids in rows], np.int32)
 
     def bare(self, texts: Sequence[str], max_length: int) -> list[tuple[Ints, bool]]:
         """Return the ids of each text without special tokens, and whether there were more.
@@ -119,8 +140,8 @@ class Tokenizer:
         """
         return [
             (ids[:max_length].copy(), len(ids) > max_length)  # a view would hold what is cut
-            for start in range(0, len(texts), CHUNK)
-            for ids in self._encode(texts, start, special=False)
+            for chunk in pieces(map(len, texts))
+            for ids in self._ids(texts, chunk, special=False)
         ]
 
     def around_pairs(self) -> tuple[Ints, Ints, Ints]:
@@ -136,15 +157,19 @@ class Tokenizer:
             raise ArtifactError(f"the tokenizer makes {found.tokens} of a pair of texts")
         return ids[: first[0]], ids[first[-1] + 1 : second[0]], ids[second[-1] + 1 :]
 
-    def _encode(self, texts: Sequence[str], start: int, special: bool = True) -> list[Ints]:
-        chunk = texts[start : start + CHUNK]
+    def _ids(self, texts: Sequence[str], chunk: slice, special: bool = True) -> Ragged[np.int32]:
+        some = list(texts[chunk])
         try:
-            encodings = self._backend.encode_batch_fast(list(chunk), add_special_tokens=special)
+            encodings = self._backend.encode_batch_fast(some, add_special_tokens=special)
         except (UnicodeEncodeError, TypeError):
-            for i, text in enumerate(chunk, start):
+            for i, text in enumerate(some, chunk.start):
                 check_unicode(text, f"text {i}")
             raise
-        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+        # One array of all: an array for each text takes twice as long, in the one thread that may
+        # run Python.
+        rows = [encoding.ids for encoding in encodings]
+        values = np.array(list(itertools.chain.from_iterable(rows)), np.int32)
+        return Ragged(values, offsets(list(map(len, rows))))
 
     def _with_cls(self, rows: list[Ints]) -> list[Ints]:
         """Put further CLS tokens into long texts, if the model wants them."""
@@ -158,6 +183,36 @@ class Tokenizer:
         if self._cls_interval is not None and kept > 1 and kept % (self._cls_interval + 1) == 1:
             kept -= 1  # a CLS token with nothing after it
         return np.concatenate([ids[:kept], self._closing])
+
+
+def pieces(lengths: Iterable[int], characters: int = CHARACTERS) -> Iterator[slice]:
+    """Cut texts into runs of at most CHUNK, and of so many characters, but of one text at least.
+
+    Args:
+        lengths: characters of each text; two are added for its special tokens.
+        characters: of a run.
+    """
+    first, end, size = 0, 0, 0
+    for end, length in enumerate(lengths, 1):
+        size += length + 2
+        if end - first > 1 and (size > characters or end - first > CHUNK):
+            yield slice(first, end - 1)
+            first, size = end - 1, length + 2
+    if first < end:
+        yield slice(first, end)
+
+
+def together(parts: Sequence[Tokens]) -> Tokens:
+    """Put the tokens of several runs of texts end to end."""
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        return Tokens(ragged([], np.int32), np.empty(0, np.bool_))
+    lengths = np.concatenate([part.ids.lengths for part in parts])
+    values = np.concatenate([part.ids.values for part in parts])
+    return Tokens(
+        Ragged(values, offsets(lengths)), np.concatenate([part.truncated for part in parts])
+    )
 
 
 def check_texts(texts: Sequence[str]) -> None:

@@ -58,6 +58,9 @@ class Heads(enum.Flag):
         return heads
 
 
+NO_HEADS = Heads(0)
+
+
 class Pooling(enum.StrEnum):
     """What the dense vector is made of."""
 
@@ -92,10 +95,11 @@ class Ragged(Generic[S]):
 
     def take(self, rows: Sequence[int] | Offsets) -> Ragged[S]:
         """Return the given rows, in the given order, as a copy."""
-        lengths = self.lengths[rows]
+        old = self.starts[:-1][rows]
+        lengths = self.starts[1:][rows] - old  # not self.lengths: that is of all rows
         starts = offsets(lengths)
         # index of every value wanted: its row's old start plus its place in the row
-        shift = np.repeat(self.starts[:-1][rows] - starts[:-1], lengths)
+        shift = np.repeat(old - starts[:-1], lengths)
         return Ragged(self.values[shift + np.arange(starts[-1])], starts)
 
 
@@ -138,6 +142,7 @@ class Raw:
     weights: Floats | None = None  # (t,) not negative
     colbert: list[Floats] | None = None  # (t_i, d) each; views of the engine's output
     scores: Floats | None = None  # (n,) of pairs, not bounded: a reranker's
+    finite: Heads = NO_HEADS  # those that the engine itself found free of NaN and Inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +159,7 @@ class Limits:
     rows: tuple[int, ...] = ()  # the most texts of a batch at each of widths, () for any number
     slack: float = math.inf  # places of a rectangle, for each that its texts would take alone
     parallel: int = 1  # batches that run at once; with more than one, each has fewer cores
+    ahead: int = 0  # tokens to have ready before the engine starts; 0 is all of the request's
 
 
 class Engine(Protocol):
