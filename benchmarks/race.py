@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -30,7 +28,7 @@ from benchmarks import footprint, machine
 from benchmarks.mixed import mixed_set
 from benchmarks.peers import accuracy
 from benchmarks.peers.contenders import CONTENDERS, Contender
-from benchmarks.peers.environments import interpreter
+from benchmarks.peers.course import Course, command, log, saved, without_paths
 from benchmarks.peers.process import PeerError, Worker
 from benchmarks.peers.table import markdown
 from m3rt.tokenizer import Tokenizer
@@ -39,55 +37,6 @@ REFERENCES = ("FlagEmbedding fp32", "m3rt cpu:fp32")  # the first that ran is co
 SINGLE = {16: 10, 512: 3}  # tokens of a text alone, and how often it is timed in a round
 PASSES = 2  # over the texts in a turn, of which the last counts: the first meets new shapes
 PATIENCE = 3600.0  # seconds, the most for loading, and for making files
-
-
-@dataclass(frozen=True, slots=True)
-class Course:
-    """What every contender runs."""
-
-    work: Path  # holds checkpoint, model, peers and outputs
-    data: Path
-    texts: Path  # a JSON list
-    tokens: int  # in all texts
-    single: Mapping[int, str]  # number of tokens to a text of so many
-
-
-def command(contender: Contender, course: Course) -> list[str]:
-    """Return the command of a worker.
-
-    Raises:
-        PeerError: its environment cannot be installed.
-    """
-    home = course.work / "peers" / (contender.requirements or "m3rt")
-    return [
-        str(interpreter(contender.requirements, course.work)),
-        *("-m", contender.worker),
-        *("--model", str(course.work / contender.reads)),
-        *("--files", str(home / "files")),
-        *("--data", str(course.data)),
-        *("--texts", str(course.texts)),
-        *("--options", json.dumps(dict(contender.options))),
-    ]
-
-
-def log(contender: Contender, course: Course) -> Path:
-    """Return the file that a worker's standard error goes to."""
-    return course.work / "logs" / f"{plain(contender.name)}.log"
-
-
-def saved(name: str, course: Course) -> Path:
-    """Return the file that a contender's outputs go to."""
-    return course.work / "outputs" / f"{plain(name)}.npz"
-
-
-def plain(name: str) -> str:
-    """Return a name as a file may have it."""
-    return re.sub(r"\W+", "-", name)
-
-
-def without_paths(text: str) -> str:
-    """Return a message with the last part alone of each path: a result is for other machines."""
-    return re.sub(r"(?:/[\w.@+-]+)+/([\w.@+-]+)", r"\1", text)[:300]
 
 
 def prepare(contender: Contender, course: Course) -> None:

@@ -1,30 +1,16 @@
 """Benchmarks run: what they measure is not for tests, that they measure is."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-from benchmarks import choices, footprint, tensorrt
+import numpy as np
+
+from benchmarks import choices, footprint, host, tensorrt
 from m3rt import artifact
+from m3rt.types import Batch, Heads, ragged
+from tests.conftest import needs_int8
 
 ROOT = Path(__file__).parents[1]
-
-
-def test_the_gpu_benchmark_is_ready(tmp_path: Path) -> None:
-    specs = "cpu-padded:fp32,cpu:int8,tensorrt:fp16"
-    command = ["-m", "benchmarks.gpu", str(tmp_path), "--engines", specs, "--tiny"]
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
-    found = json.loads((tmp_path / "gpu.json").read_text())
-    row = found["engines"]["cpu-padded:fp32"]
-    assert row["parity"]["ok"]
-    assert row["parity"]["engine"] == "cpu-padded:fp32"
-    # the others are measured all the same
-    assert "has not been built for cpu:int8" in found["engines"]["cpu:int8"]["failed"]
-    assert "pip install" in found["engines"]["tensorrt:fp16"]["cannot run"]
-    for rates in (row["tokens_per_second"], found["torch"]):
-        assert rates.keys() == {"16", "128"}
-        assert all(rate > 0 for of_length in rates.values() for rate in of_length.values())
 
 
 def test_documents_show_what_builds_take() -> None:
@@ -38,6 +24,21 @@ def test_documents_show_what_builds_take() -> None:
         assert row["plan_bytes"] < (650e6 if case.startswith("int8") else 1200e6), case
 
 
+def test_the_host_is_measured() -> None:
+    found = json.loads((ROOT / "benchmarks" / "results" / "host.json").read_text("utf-8"))
+    assert host.markdown(found) in (ROOT / "docs" / "design.md").read_text("utf-8")
+    assert host.ratios(found["before"], found["now"]) == found["times_less"]
+    engine = host.Ready()
+    tokens = ragged([np.array([0, 7, 8, 2], np.int32), np.array([0, 2], np.int32)], np.int32)
+    raw = engine.run(Batch(tokens, np.arange(2), 4), Heads.ALL)
+    assert raw.colbert is not None
+    assert [len(rows) for rows in raw.colbert] == [4, 2]
+    assert raw.colbert[0].dtype == np.float32
+    _, spent = host.clocked(1, lambda: sum(range(10**5)))
+    assert all(value > 0 for value in spent.values())
+    assert host.least([{"a": 2.0}, {"a": 1.0}]) == {"a": 1.0}
+
+
 def test_choices_are_measured(built_dir: Path) -> None:
     found = choices.measure(built_dir, "openvino:bf16", ["a text", "water " * 50], rounds=1)
     assert found.keys() == {"tokens_in_a_step", "slack", "rows_rounded_to", "streams"}
@@ -45,6 +46,7 @@ def test_choices_are_measured(built_dir: Path) -> None:
         assert all(rate > 0 for rate in rates.values())
 
 
+@needs_int8
 def test_the_footprint_is_measured(built_dir: Path) -> None:
     rows = {spec: footprint.footprint(built_dir, spec, 1) for spec in ("cpu:fp32", "cpu:int8")}
     files = artifact.read(built_dir).manifest.files

@@ -9,6 +9,7 @@ from typing import Any, Literal
 ALL = ("dense", "sparse", "colbert")
 DENSE = ("dense",)
 SIZES = (1, 8)
+Precision = Literal["fp32", "bf16", "fp16", "int8", "fp8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,7 @@ class Contender:
 
     name: str
     worker: str  # the module that runs it, in its own environment
-    precision: Literal["fp32", "bf16", "int8"]  # of its matrix products
+    precision: Precision  # of its matrix products
     heads: tuple[str, ...]  # that it gives, all of which it is asked for
     reads: Literal["checkpoint", "model"]  # model is what m3rt exported
     requirements: str | None = None  # NAME.txt beside this file; None: the environment of m3rt
@@ -27,7 +28,7 @@ class Contender:
     patience: float = 1200.0  # seconds, the most for one answer
 
 
-def ours(spec: str, precision: Literal["fp32", "bf16", "int8"]) -> Contender:
+def ours(spec: str, precision: Precision) -> Contender:
     """Return m3rt with one engine."""
     worker, options = "benchmarks.peers.ours", {"engine": spec}
     return Contender(f"m3rt {spec}", worker, precision, ALL, "model", None, options)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,9 +17,12 @@ from benchmarks.peers.worker import Job, Outputs, serve
 class Flag:
     """The reference implementation, three heads."""
 
+    heads: Sequence[str] = ("dense", "sparse", "colbert")
+
     def __init__(self, job: Job) -> None:
-        bf16 = bool(job.options.get("bf16"))
-        self._model = BGEM3FlagModel(str(job.model), use_fp16=False, use_bf16=bf16, devices="cpu")
+        bf16, fp16 = (bool(job.options.get(name)) for name in ("bf16", "fp16"))
+        device = job.options.get("device", "cpu")
+        self._model = BGEM3FlagModel(str(job.model), use_fp16=fp16, use_bf16=bf16, devices=device)
         if bf16:
             self.encode(["which precision does it run in?"], 1)
             if next(self._model.model.parameters()).dtype != torch.bfloat16:
@@ -26,10 +30,20 @@ class Flag:
                 raise NotImplementedError("on a CPU it runs in float32, with use_bf16=True too")
 
     def encode(self, texts: list[str], batch: int | None) -> Any:
-        """Embed texts with every head, as long as they are."""
+        """Embed texts with the heads that are wanted, as long as they are."""
         return self._model.encode(
-            texts, batch, 8192, return_dense=True, return_sparse=True, return_colbert_vecs=True
+            texts,
+            batch,
+            8192,
+            return_dense="dense" in self.heads,
+            return_sparse="sparse" in self.heads,
+            return_colbert_vecs="colbert" in self.heads,
         )
+
+    def rest(self) -> None:
+        """Free what torch keeps of the device's memory."""
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def outputs(self, found: Any) -> Outputs:
         """Give every head; its keys are ids as text."""

@@ -23,6 +23,10 @@ class PeerError(Exception):
     """A worker could not start, crashed, hung, or said that its library failed."""
 
 
+class RefusedError(PeerError):
+    """A worker said that its library failed, and goes on."""
+
+
 class Worker:
     """A running worker; a context manager that ends it."""
 
@@ -95,7 +99,7 @@ class Worker:
         found: dict[str, Any] = json.loads(line)
         self.peak = max(self.peak, found.pop("peak", 0))
         if "error" in found:
-            raise PeerError(found["error"])
+            raise RefusedError(found["error"])
         return found
 
     def finish(self, seconds: float) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -60,6 +61,8 @@ def prepare(job: Job) -> None:
 class Sentences:
     """One backend in one precision."""
 
+    heads: Sequence[str] = ("dense",)
+
     def __init__(self, job: Job) -> None:
         backend = job.options["backend"]
         folder = job.files / ("model" if backend == "torch" else backend)
@@ -67,12 +70,20 @@ class Sentences:
         if "dtype" in kwargs:
             kwargs["dtype"] = getattr(torch, kwargs["dtype"])
         self._model = SentenceTransformer(
-            str(folder), device="cpu", backend=backend, model_kwargs=kwargs
+            str(folder),
+            device=job.options.get("device", "cpu"),
+            backend=backend,
+            model_kwargs=kwargs,
         )
 
     def encode(self, texts: list[str], batch: int | None) -> Any:
         """Embed texts."""
         return self._model.encode(texts, batch_size=batch or 32, show_progress_bar=False)
+
+    def rest(self) -> None:
+        """Free what torch keeps of the device's memory."""
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def outputs(self, found: Any) -> Outputs:
         """Give dense vectors, the one head there is."""

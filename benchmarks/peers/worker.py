@@ -8,11 +8,16 @@ It says ``{"ready": seconds of loading, "versions": {...}}``, then answers on st
     {"do": "encode", "batch": 8}           with {"seconds": ...}: all texts, every head it has
     {"do": "save", "path": "out.npz"}      with {}: what the last encode gave
     {"do": "latency", "text": ..., "n": 5} with {"seconds": [...]}: the text alone, n times
+    {"do": "repeat", "batch": 8, "during": 0.5, "least": 2, "most": 9, "warm": 1}
+                                           with {"seconds": [...], "cpu": [...]}: of each pass
+    {"do": "tune", "heads": ["dense"]}     with {}: what later requests compute; see Tunable
+    {"do": "rest"}                         with {}: memory that it only keeps is given back
 
-until its input ends; ``{"error": ...}`` stands for an answer that could not be given. Each answer
-holds ``peak``, the most memory that the process has had so far, in bytes. With --prepare it makes
-the files its library needs of the model, and ends. It runs in an environment that has the
-library, not m3rt: it imports numpy and the standard library alone.
+until its input ends; ``{"error": ...}`` stands for an answer that could not be given. encode and
+repeat take "texts", the path of a JSON list, in the place of --texts. Each answer holds ``peak``,
+the most memory that the process has had so far, in bytes. With --prepare it makes the files its
+library needs of the model, and ends. It runs in an environment that has the library, not m3rt: it
+imports numpy and the standard library alone.
 """
 
 from __future__ import annotations
@@ -67,6 +72,16 @@ class Peer(Protocol):
         ...
 
 
+class Tunable(Peer, Protocol):
+    """A runtime that later requests may ask for something else; what it lacks is refused."""
+
+    heads: Sequence[str]  # that encode computes
+
+    def rest(self) -> None:
+        """Give back memory that is kept for later: others take their turns now."""
+        ...
+
+
 def serve(
     load: Callable[[Job], Peer],
     packages: Sequence[str] = (),
@@ -94,7 +109,13 @@ def serve(
             job.files.mkdir(parents=True, exist_ok=True)
             prepare(job)
         return
-    texts: list[str] = json.loads(arguments.texts.read_text("utf-8"))
+    files: dict[str, list[str]] = {}  # by path
+
+    def texts_of(request: Mapping[str, Any]) -> list[str]:
+        path = request.get("texts") or str(arguments.texts)
+        if path not in files:
+            files[path] = json.loads(Path(path).read_text("utf-8"))
+        return files[path]
 
     def answer(**values: Any) -> None:
         answers.write(json.dumps(values | {"peak": peak_memory()}) + "\n")
@@ -105,7 +126,8 @@ def serve(
         peer = load(job)
         spent = time.perf_counter() - before
         # kernels are chosen, threads started and memory taken at the first texts of a kind
-        peer.encode(by_length(texts)[:: max(1, len(texts) // 4)], 1)
+        texts = by_length(texts_of({}))
+        peer.encode(texts[:: max(1, len(texts) // 4)], 1)
     except Exception as error:  # whatever a library may raise
         answer(error=f"{type(error).__name__}: {error}")
         return
@@ -116,8 +138,17 @@ def serve(
         try:
             if request["do"] == "encode":
                 before = time.perf_counter()
-                found = peer.encode(texts, request["batch"])
+                found = peer.encode(texts_of(request), request["batch"])
                 answer(seconds=time.perf_counter() - before)
+            elif request["do"] == "repeat":
+                answer(**repeat(peer, texts_of(request), request))
+            elif request["do"] == "tune":
+                tune(peer, request)
+                answer()
+            elif request["do"] == "rest":
+                if hasattr(peer, "rest"):
+                    peer.rest()
+                answer()
             elif request["do"] == "latency":
                 answer(seconds=latency(peer, request["text"], request["n"]))
             elif request["do"] == "save":
@@ -145,6 +176,41 @@ def latency(peer: Peer, text: str, n: int) -> list[float]:
         peer.encode([text], 1)
         seconds.append(time.perf_counter() - before)
     return seconds
+
+
+def repeat(peer: Peer, texts: list[str], request: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Return the seconds of each pass over texts, by the clock and of this process's processors.
+
+    After ``warm`` passes that do not count, ``least`` passes or more, up to ``most``, while
+    are not over.
+    """
+    for _ in range(request["warm"]):
+        peer.encode(texts, request["batch"])
+    seconds: list[float] = []
+    cpu: list[float] = []
+    end = time.perf_counter() + request["during"]
+    while len(seconds) < request["least"] or (
+        len(seconds) < request["most"] and time.perf_counter() < end
+    ):
+        before, used = time.perf_counter(), time.process_time()
+        peer.encode(texts, request["batch"])
+        seconds.append(time.perf_counter() - before)
+        cpu.append(time.process_time() - used)
+    return {"seconds": seconds, "cpu": cpu}
+
+
+def tune(peer: Peer, request: Mapping[str, Any]) -> None:
+    """Set what a peer is to do from now on.
+
+    Raises:
+        NotImplementedError: it has no such setting.
+    """
+    for name, value in request.items():
+        if name == "do":
+            continue
+        if not hasattr(peer, name):
+            raise NotImplementedError(f"it has no {name} to choose")
+        setattr(peer, name, value)
 
 
 def save(path: Path, outputs: Outputs) -> None:
