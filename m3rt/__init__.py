@@ -3,7 +3,13 @@
 And its reranker: pairs of texts in, scores out.
 """
 
+import os
+
 __version__ = "0.1.0"
+
+# ONNX Runtime sends usage to its makers, and keeps an identifier in the home directory, unless it
+# is told not to before it is imported. Who wants that, sets it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from m3rt import score as score
 from m3rt.api import load as load

@@ -1,6 +1,8 @@
 """Every engine that can be opened here passes the contract."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -228,3 +230,13 @@ def test_a_text_beyond_the_engine_is_cut_or_refused(model_dir: Path) -> None:
     assert found.n_tokens.tolist() == [2048]
     with pytest.raises(m3rt.InputError, match="max_length is 4096, expected 2 to 2048"):
         padded.encode(["water"], max_length=4096)
+
+
+def test_nothing_is_written_in_the_home_directory(model_dir: Path, tmp_path: Path) -> None:
+    """ONNX Runtime would keep an identifier there, and what it is about to send."""
+    code = f"import m3rt; m3rt.load({str(model_dir)!r}, 'cpu').encode(['a text'])"
+    env = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(Path(m3rt.__file__).parents[1])}
+    for name in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME"):
+        env.pop(name, None)
+    subprocess.run([sys.executable, "-c", code], env=env, check=True)
+    assert list(tmp_path.iterdir()) == []
