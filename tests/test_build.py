@@ -16,7 +16,7 @@ import m3rt
 from m3rt import artifact, build, cli, trial
 from m3rt.errors import ArtifactError, InputError, ParityError, UnavailableError
 from m3rt.gate import Terms
-from tests.conftest import ROOT, copied
+from tests.conftest import ROOT, copied, needs_int8
 
 FILES = {
     "openvino:bf16": ("openvino-bf16.bin", "openvino-bf16.xml"),
@@ -108,6 +108,7 @@ def test_a_killed_build_leaves_the_model_as_it_was(mine: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut"])
+@needs_int8
 def test_a_damaged_build_is_refused(damage: str, built_dir: Path, tmp_path: Path) -> None:
     path = copied(built_dir, tmp_path / "broken").path
     file = path / "openvino-int8.bin"

@@ -39,7 +39,7 @@ from m3rt.harm import WORDS
 from m3rt.parity import REFERENCE, Reference
 from m3rt.tokenizer import Tokenizer
 from m3rt.types import ragged
-from tests.conftest import copied
+from tests.conftest import copied, needs_int8
 from tests.sets import known_items
 
 NO_BARS = Progress(disable=True)
@@ -81,6 +81,7 @@ def test_the_sample_is_small_enough_for_a_large_model(data: Path) -> None:
     assert len(tokenizer([*queries, *documents], 512).ids.values) < 1500
 
 
+@needs_int8
 def test_a_certificate_says_all_of_it(built_dir: Path) -> None:
     for spec in ("openvino:bf16", "openvino:int8", "cpu:int8"):
         certificate = artifact.read(built_dir).manifest.builds[spec].certificate
@@ -172,6 +173,7 @@ def halfway(model: Path, spec: str, folder: Path) -> float:
     return float(1 - np.sqrt(losses[0] * losses[1]))
 
 
+@needs_int8
 def test_a_hopeless_tolerance(mine: Path) -> None:
     before = sorted(file.name for file in mine.iterdir())
     options = ("--engine", "cpu:int8", "--tolerance", "dense_cosine=1.1")
@@ -209,6 +211,7 @@ def test_the_layers_of_bf16(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None
         build.run(mine, "openvino:bf16", terms=terms)
 
 
+@needs_int8
 def test_verify_names_the_layers(built_dir: Path) -> None:
     options = ("--engine", "cpu:int8", "--tolerance", "rank_correlation=2")
     done = run("verify", built_dir, *options)
@@ -218,6 +221,7 @@ def test_verify_names_the_layers(built_dir: Path) -> None:
         assert f"most of the harm to {head}: " in done.stderr
 
 
+@needs_int8
 def test_a_manifest_without_certificates(built_dir: Path, tmp_path: Path) -> None:
     old = copied(built_dir, tmp_path / "old").path
     data = json.loads((old / artifact.MANIFEST).read_bytes())

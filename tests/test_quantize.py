@@ -24,7 +24,7 @@ from m3rt.parity import Reference
 from m3rt.trial import Trials
 from m3rt.types import Floats, Ragged, ragged
 from tests import contract
-from tests.conftest import copied
+from tests.conftest import copied, needs_int8
 
 INT8 = ("cpu:int8", "openvino:int8")
 SITE = Site("a", "x", ("a",))
@@ -178,6 +178,7 @@ def test_the_sweep_rounds_words_as_the_build_does(model_dir: Path) -> None:
         assert value > 0
 
 
+@needs_int8
 def test_nothing_large_stays_in_float32(built_dir: Path) -> None:
     graph = onnx.load(built_dir / "cpu-int8.onnx", load_external_data=False).graph
     kinds: dict[int, int] = {}

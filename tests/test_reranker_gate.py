@@ -25,7 +25,7 @@ from m3rt.pair_tokenizer import PairTokenizer
 from m3rt.sample import PairSample
 from m3rt.tokenizer import Tokenizer
 from m3rt.types import ragged
-from tests.conftest import copied
+from tests.conftest import copied, needs_int8
 from tests.sets import known_items
 
 NO_BARS = Progress(disable=True)
@@ -55,6 +55,7 @@ def test_a_reranker_has_a_certificate(spec: str, reranker_dir: Path) -> None:
         assert manifest.builds[spec].recipe["worst"].keys() == {"score"}
 
 
+@needs_int8
 def test_verify_repeats_it(reranker_dir: Path) -> None:
     certificate = artifact.read(reranker_dir).manifest.builds["cpu:int8"].certificate
     done = run("verify", reranker_dir, "--engine", "cpu:int8", "--json")
@@ -128,6 +129,7 @@ def halfway(model: Path, folder: Path) -> float:
     return float(np.sqrt(errors[0] * errors[1]))
 
 
+@needs_int8
 def test_pairs_of_ones_own(reranker_dir: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     documents = [f"A text about number {i}." for i in range(12)]
