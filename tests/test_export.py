@@ -550,3 +550,21 @@ def test_what_is_missing_is_named(
 def test_special_tokens_follow_the_tokenizer(sentence_encoder: Path, tmp_path: Path) -> None:
     source = reading.read(str(sentence_encoder), Heads.DENSE)
     assert pipeline.write_tokenizer(source, tmp_path) == (0, 1, 2)
+
+
+def test_a_tokenizer_is_read_as_it_stands(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under transformers 5, which would make XLM-R's tokenizer anew."""
+    from m3rt.export import checkpoint as checkpoints
+    from m3rt.export import pipeline
+    from m3rt.export.samples import EDGES, sentences
+
+    monkeypatch.setattr(pipeline, "REBUILDS", True)
+    unscored = pipeline.write_tokenizer(checkpoints.read(str(checkpoint)), tmp_path)
+    assert unscored == (0, 1, 2, 3)
+    ours, theirs = (
+        Backend.from_file(str(folder / "tokenizer.json")) for folder in (tmp_path, checkpoint)
+    )
+    for text in (*sentences(), *EDGES):
+        assert ours.encode(text).ids == theirs.encode(text).ids
