@@ -43,6 +43,7 @@ SPECS = (
     *("cpu:fp32", "openvino:bf16", "cpu:int8", "openvino:int8"),
     # where there is no GPU, as the graphs that they are built from, on ONNX Runtime
     *("tensorrt-rtx:fp16", "tensorrt-rtx:bf16", "tensorrt-rtx:int8", "tensorrt-rtx:fp8"),
+    "cuda:fp16",
 )
 LANGUAGES = ("de", "el", "en", "es", "hi", "ro", "ru", "tr", "vi", "zh")
 MEASURES = ("nDCG@10", "Recall@100", "MRR")
