@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from m3rt import nvidia
+from m3rt import nvidia, processor
 from m3rt.artifact import EXPORT, Artifact, Manifest
 from m3rt.engines import BACKENDS, Choice, Order, Probe
 from m3rt.engines.catalog import AHEAD
@@ -203,6 +203,8 @@ def sessions(
         for array in weights.values()
     ]
     options = session_options()
+    if not processor.read().exact_int8:  # then products of 8 bits are computed in float32
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.add_external_initializers(list(weights), values)
     try:
         return [
