@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from m3rt.engines.cuda import Cuda, Graph, Stream
 from m3rt.engines.graphs import Graphs
 from m3rt.engines.slots import Layout, Slot
-from m3rt.errors import EngineError
+from m3rt.errors import EngineError, M3Error
 
 # At exit a daemon thread may hold a lock or a slot for ever: after so many seconds go on without.
 PATIENCE = 10.0
@@ -67,6 +67,10 @@ class Pipeline(ABC):
     @abstractmethod
     def _end(self) -> None:
         """Give back all that the network holds; never raises. The device is idle."""
+
+    @abstractmethod
+    def _failure(self, said: str) -> EngineError:
+        """Return the error for what the library raised; raises if the device was lost."""
 
     @abstractmethod
     def _discard(self) -> None:
@@ -169,6 +173,16 @@ class Pipeline(ABC):
         finally:
             if locked:
                 self._lock.release()
+
+    @contextlib.contextmanager
+    def _library(self) -> Iterator[None]:
+        """Turn what the library raises into our error."""
+        try:
+            yield
+        except M3Error:
+            raise
+        except Exception as error:  # the bindings have no common class for their errors
+            raise self._failure(str(error)) from error
 
     def _reserve(self, slot: Slot, step: Step, wanted: Collection[str]) -> None:
         """Make a slot large enough; its last user waited, so nothing is using it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from m3rt.engines.cuda import Cuda, Memory, OutOfMemoryError, size
@@ -11,7 +11,7 @@ from m3rt.engines.pipeline import Pipeline, Step
 from m3rt.engines.slots import Layout, Slot
 from m3rt.engines.trt.log import Errors
 from m3rt.engines.trt.tensors import INPUTS, Tensor, places
-from m3rt.errors import EngineError, M3Error
+from m3rt.errors import EngineError
 from m3rt.types import Bools, Ints
 
 
@@ -121,20 +121,10 @@ class Session(Pipeline):
             self._held.pop()
         self._activations.release()
 
-    @contextlib.contextmanager
-    def _library(self) -> Iterator[None]:
-        """Turn what TensorRT raises into our error."""
-        try:
-            yield
-        except M3Error:
-            raise
-        except Exception as error:  # the binding has no common class for its errors
-            raise self._failure(str(error)) from error
-
-    def _failure(self, what: str) -> EngineError:
+    def _failure(self, said: str) -> EngineError:
         """Return the error for a call of TensorRT that failed, with the reason it logged."""
         self._compute.synchronize()  # raises if the device was lost
-        said = f"TensorRT failed: {what}: {self._errors.take()}"
+        said = f"TensorRT failed: {said}: {self._errors.take()}"
         if "out of memory" in said.lower():
             return OutOfMemoryError(f"{said}; {size(self.cuda.free())} are free")
         return EngineError(said)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from m3rt.engines.cuda import Cuda, OutOfMemoryError, size
 from m3rt.engines.pipeline import Pipeline, Step
 from m3rt.engines.slots import Slot
-from m3rt.errors import ArtifactError, EngineError, M3Error, UnavailableError
+from m3rt.errors import ArtifactError, EngineError, UnavailableError
 
 PROVIDER = "CUDAExecutionProvider"
 SUMS = (1, 31)  # the first version that is known to add up in float32
@@ -118,20 +117,12 @@ class Session(Pipeline):
         self._sessions.clear()
         self._weights.clear()
 
-    @contextlib.contextmanager
-    def _library(self) -> Iterator[None]:
-        """Turn what ONNX Runtime raises into our error."""
-        try:
-            yield
-        except M3Error:
-            raise
-        except Exception as error:  # the binding has no common class for its errors
-            self._compute.synchronize()  # raises if the device was lost
-            said = f"ONNX Runtime failed: {error}"
-            if full(said):
-                said = f"{said}; {size(self.cuda.free())} are free"
-                raise OutOfMemoryError(said) from error
-            raise EngineError(said) from error
+    def _failure(self, said: str) -> EngineError:
+        self._compute.synchronize()  # raises if the device was lost
+        said = f"ONNX Runtime failed: {said}"
+        if full(said):
+            return OutOfMemoryError(f"{said}; {size(self.cuda.free())} are free")
+        return EngineError(said)
 
 
 def full(said: str) -> bool:
