@@ -23,6 +23,7 @@ import pytest
 
 from m3rt import artifact
 from m3rt.artifact import Artifact, Build
+from m3rt.engines.ort import session_options
 from m3rt.engines.trt.plan import PORTABLE, Plan
 from m3rt.engines.trt.profiles import Profile
 from m3rt.engines.trt.tensors import INPUTS, outputs
@@ -88,8 +89,8 @@ class DynamicShapesKernelSpecializationStrategy(Enum):
 
 @functools.cache
 def network(graph: str) -> ort.InferenceSession:
-    """Open the portable graph."""
-    return ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    """Open the portable graph, without an arena: it would keep what the longest text took."""
+    return ort.InferenceSession(graph, session_options(), providers=["CPUExecutionProvider"])
 
 
 class Library(ModuleType):
