@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, TypeVar, cast
@@ -26,7 +27,6 @@ import typer
 from m3rt import M3
 from m3rt.artifact import Manifest
 from m3rt.engines.padding import pad
-from m3rt.engines.trt.engine import fetch
 from m3rt.heads import finish, merge
 from m3rt.plan import batches
 from m3rt.tokenizer import Tokenizer
@@ -67,9 +67,21 @@ class Ready:
             "sparse": self._weights[: n * width].reshape(n, width),
             "colbert": self._colbert[: n * width].reshape(n, width, WIDTH),
         }
-        slot: Any = SimpleNamespace(array=outputs.__getitem__)
-        layout: Any = {name: name for name in outputs}
-        return fetch(slot, layout, batch.tokens.starts, mask, heads)
+        return fetched(outputs, batch.tokens.starts, mask, heads)
+
+
+def fetched(outputs: dict[str, Any], starts: Any, mask: Any, heads: Heads) -> Raw:
+    """Return outputs without padding, by the code of the tree that is measured."""
+    found: Raw
+    try:
+        unpadded = import_module("m3rt.engines.trt.rectangles").unpadded
+    except ImportError:  # of a tree before it
+        slot = SimpleNamespace(array=outputs.__getitem__)
+        fetch = import_module("m3rt.engines.trt.engine").fetch
+        found = fetch(slot, {name: name for name in outputs}, starts, mask, heads)
+    else:
+        found = unpadded(outputs, starts, mask)
+    return found
 
 
 def clocked(tokens: int, work: Callable[[], T], times: int = 3) -> tuple[T, dict[str, float]]:

@@ -31,6 +31,11 @@ ABSENT = frozenset(
 )
 
 
+FULL = re.compile(
+    "out of memory|failed to allocate|bad_alloc|alloc_failed|available memory", re.IGNORECASE
+)
+
+
 class OutOfMemoryError(EngineError):
     """The device, or pinned memory, is full. Engines run smaller batches instead."""
 
@@ -43,3 +48,8 @@ def lost(said: str) -> bool:
     """Whether what ONNX Runtime says of an error means that the device was lost."""
     found = re.search(r"\bCUDA failure (\d+):", said)
     return found is not None and int(found[1]) in LOST_NUMBERS
+
+
+def full(said: str) -> bool:
+    """Whether what ONNX Runtime says of an error means that there is no memory left."""
+    return FULL.search(said) is not None

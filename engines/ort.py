@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -219,6 +220,8 @@ def open_session(graph: Path, name: str, streams: int = 1, device: int = 0) -> o
     options = session_options(streams)
     # TF32 has ten bits of fraction: float32 is asked for, and the tolerances are its
     settings = {"use_tf32": "0", "device_id": str(device)} if name == "cuda" else {}
+    if settings:
+        preload()
     try:
         session = ort.InferenceSession(graph, options, providers=[(PROVIDERS[name], settings)])
     except Exception as error:  # the binding has no common class for its errors
@@ -227,6 +230,13 @@ def open_session(graph: Path, name: str, streams: int = 1, device: int = 0) -> o
     if running != PROVIDERS[name]:
         raise UnavailableError(f"asked for {PROVIDERS[name]}, the session has {running}")
     return session
+
+
+def preload() -> None:
+    """Load CUDA's libraries from the packages that bring them, where the system has none."""
+    if loader := getattr(ort, "preload_dlls", None):
+        with contextlib.redirect_stdout(None):  # it prints what it does not find
+            loader()
 
 
 def session_options(streams: int = 1) -> ort.SessionOptions:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,14 +16,15 @@ import onnxruntime as ort
 from m3rt.artifact import MANIFEST, Artifact
 from m3rt.engines import Choice, Order, Probe, providers
 from m3rt.engines.cached import cached
-from m3rt.engines.cuda import OutOfMemoryError, size
+from m3rt.engines.cuda import size
+from m3rt.engines.faults import OutOfMemoryError, full
 from m3rt.engines.ort import compute
-from m3rt.engines.padding import cut, pad, unpad
+from m3rt.engines.padding import pad
 from m3rt.engines.providers import Provider, opened
 from m3rt.engines.trt.backend import rebuild
 from m3rt.engines.trt.build import predictions
 from m3rt.engines.trt.profiles import Profile, parse, render
-from m3rt.engines.trt.rectangles import Rectangles
+from m3rt.engines.trt.rectangles import Rectangles, unpadded
 from m3rt.engines.trt.shaping import Shaping, resolve
 from m3rt.engines.trt.tensors import INPUTS, Tensor, outputs
 from m3rt.errors import ArtifactError, EngineError, InputError, UnavailableError
@@ -34,7 +34,6 @@ from m3rt.types import Batch, Engine, Heads, Raw
 FORMS = {"ort-tensorrt": "typed", "ort-tensorrt-rtx": "typed"}
 TYPES = {"int32": "tensor(int32)", "float32": "tensor(float)", "float16": "tensor(float16)"}
 PAGE = 4096  # weights are mapped from where they stand
-FULL = re.compile(r"out of memory|failed to allocate|bad_alloc", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +70,11 @@ class Profiled(Rectangles):
         try:
             out: dict[str, Any] = compute(session, heads or self._any, inputs)
         except EngineError as error:
-            if FULL.search(str(error)):
+            if full(str(error)):
                 raise OutOfMemoryError(str(error)) from error
             raise
-        weights, colbert = out.get("sparse"), out.get("colbert")
-        return Raw(
-            dense=out.get("dense"),
-            weights=None if weights is None else unpad(weights, mask),
-            # float16 to float32 for real tokens alone
-            colbert=None
-            if colbert is None
-            else [row.astype(np.float32) for row in cut(colbert, batch)],
-            scores=out.get("score"),
-        )
+        out = {name: array for name, array in out.items() if name in heads.names}
+        return unpadded(out, batch.tokens.starts, mask)
 
 
 def precision(name: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import io
 import re
 from dataclasses import dataclass
 from importlib import import_module
@@ -16,7 +15,7 @@ import onnxruntime as ort
 
 from m3rt import nvidia
 from m3rt.engines.catalog import BACKENDS
-from m3rt.engines.ort import distribution, session_options
+from m3rt.engines.ort import distribution, preload, session_options
 from m3rt.engines.trt.profiles import Profile
 from m3rt.engines.trt.tensors import INPUTS
 from m3rt.errors import EngineError, UnavailableError, missing
@@ -105,9 +104,7 @@ def nvinfer(version: str, install: str) -> str:
     linked = Path(ort.__file__).parent / "capi" / LINKED
     found = NEEDS.search(linked.read_bytes()) if linked.is_file() else None
     major = found[1].decode() if found else "10"
-    if hasattr(ort, "preload_dlls"):
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
-            ort.preload_dlls(directory="")
+    preload()
     wheel = find_spec(WHEEL)
     folders = ["", *((wheel and wheel.submodule_search_locations) or ())]
     library = load(f"libnvinfer.so.{major}", folders)

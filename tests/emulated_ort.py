@@ -23,7 +23,7 @@ from m3rt import artifact
 from m3rt.artifact import Artifact, Build
 from m3rt.engines import Choice, Probe
 from m3rt.engines import ort as cpu
-from m3rt.engines.unpadded import backend, files, session
+from m3rt.engines.unpadded import files, session
 from m3rt.export import emulation, unpadded
 from m3rt.graph import Graph
 from tests import fake
@@ -304,7 +304,7 @@ def install(monkeypatch: pytest.MonkeyPatch, cuda: EmulatedCuda) -> Library:
     library = Library(cuda)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
     monkeypatch.setattr(session, "ort", library)
-    monkeypatch.setattr(backend, "preload", lambda: None)
+    monkeypatch.setattr(cpu, "preload", lambda: None)
     probe = cpu.probe
     here = Probe("cuda", True, "emulated")
     monkeypatch.setattr(cpu, "probe", lambda name, n=0: here if name == "cuda" else probe(name, n))

@@ -24,7 +24,7 @@ from benchmarks.checkpoint import Shape, make
 from m3rt import artifact, build, cli, engines, export, parity, tolerances
 from m3rt.engines import Choice, ort
 from m3rt.engines.unpadded import feed, files, rehearsal
-from m3rt.engines.unpadded.feed import Feed, Positions
+from m3rt.engines.unpadded.feed import Feed, Positions, own
 from m3rt.errors import ArtifactError, InputError, ParityError, UnavailableError
 from m3rt.export import anatomy, emulation, faults, unpadded
 from m3rt.export.constants import Constants
@@ -102,7 +102,7 @@ class Both:
         rows |= {"sparse": fed.sparse, "colbert": fed.colbert}
         for name, output in found.items():
             assert len(output) == rows[name], name
-        return rehearsal.raw(found, batch)
+        return own(found, batch)
 
     def ways(self, batch: Batch, heads: Heads) -> list[Feed]:
         """Every way to feed a batch."""

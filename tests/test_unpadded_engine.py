@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import re
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -338,19 +340,22 @@ def test_nan_is_an_error(start: Start, model: m3rt.M3) -> None:
 
 def test_copies_of_one_batch_overlap_the_computing_of_another(start: Start) -> None:
     rig = start()
-    done: list[int] = []
-    rig.cuda.trace.clear()
+    session, batch = rig.engine._session, contract.batch_of(*[103] * 10)
+    step = rig.engine._made(batch, Heads.DENSE, "varlen")
+    with session.lend() as first, session.lend() as second:
+        for slot in (first, second):
+            session.send(slot, step, ("dense",))
 
-    def work(i: int) -> None:
-        rig.engine.run(contract.batch_of(*[103] * (10 + i)), Heads.DENSE)
-        done.append(i)
+        def ran() -> list[str]:
+            return [one for one in rig.cuda.trace if one in ("uploaded", "computed", "downloaded")]
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(done) == [0, 1, 2]
+        assert ran() == []  # nobody has waited: the host came back with both on their way
+        session._upload.synchronize()
+        assert ran() == ["uploaded"] * 2  # the second arrived while the first has not computed
+        first.downloaded.wait()
+        assert ran()[2:] == ["computed", "downloaded"]
+        second.downloaded.wait()
+        assert ran()[4:] == ["computed", "downloaded"]
     assert rig.engine.limits.parallel == backend.SLOTS
 
 
@@ -426,6 +431,10 @@ def test_kernels_cannot_be_told_where_nothing_runs(unpadded_dir: Path) -> None:
         m3rt.EngineError, match=r"cannot be told: .*(CUDAExecutionProvider|no device)"
     ):
         kernels.ask(unpadded_dir, [16])
+    command = [sys.executable, "-m", kernels.MODULE, str(unpadded_dir), "0", "16"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 1
+    assert re.search("cannot be told: .*(CUDAExecutionProvider|no device)", done.stderr)
 
 
 def refused(mine: tuple[Path, Library], kind: type[m3rt.M3Error], match: str) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from m3rt.engines.padding import unpad
 from m3rt.engines.parts import Shrinking
 from m3rt.engines.trt.profiles import Profile, limits
 from m3rt.errors import EngineError
-from m3rt.types import Batch, Heads, Ragged, Raw, offsets
+from m3rt.halves import widen
+from m3rt.types import Batch, Bools, Heads, Offsets, Ragged, Raw, offsets
 
 
 class Rectangles(ABC):
@@ -73,3 +77,31 @@ class Rectangles(ABC):
         """Return the profile whose bounds are closest."""
         able = [i for i, profile in enumerate(self._profiles) if profile.holds(texts, width)]
         return min(able, key=lambda i: int(np.prod(self._profiles[i].most)))
+
+
+def unpadded(outputs: Mapping[str, NDArray[Any]], starts: Offsets, mask: Bools) -> Raw:
+    """Return outputs without padding, as copies.
+
+    Args:
+        outputs: by head, (n, ...) or (n, width, ...); ColBERT vectors in float16.
+        starts: (n + 1,) where each text's tokens begin, without padding.
+        mask: (n, width) which places are tokens.
+    """
+    dense, weights = outputs.get("dense"), outputs.get("sparse")
+    colbert, scores = outputs.get("colbert"), outputs.get("score")
+    rows, finite = None, Heads(0)
+    if colbert is not None:
+        # float16 to float32 for real tokens alone
+        values = np.empty((int(starts[-1]), colbert.shape[-1]), np.float32)
+        if widen(colbert.reshape(-1, colbert.shape[-1]), values, np.flatnonzero(mask)):
+            finite = Heads.COLBERT
+        rows = np.split(values, starts[1:-1])
+    return Raw(
+        dense=None if dense is None else dense.copy(),
+        # Copied to the host for padding, too: 4 bytes a token are nothing next to the 2048 of
+        # ColBERT vectors, and alone not worth a kernel that leaves padding out.
+        weights=None if weights is None else unpad(weights, mask),
+        colbert=rows,
+        scores=None if scores is None else scores.copy(),
+        finite=finite,
+    )

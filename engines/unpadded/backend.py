@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-
-import onnxruntime as ort
 
 from m3rt.artifact import Artifact
 from m3rt.engines import Choice
@@ -50,7 +47,7 @@ def load(artifact: Artifact, choice: Choice, streams: int, device: int = 0) -> E
             f"{size(free)} of {size(gpu.memory)} are free: end what else uses it"
         )
     kept = Kept(TOKENS, long_from(gpu))
-    preload()
+    exported.preload()
     cuda.use()
     session = Session(cuda, max(SLOTS, streams))
     try:
@@ -75,10 +72,3 @@ def long_from(gpu: Gpu) -> int | None:
     if forced:
         return {VARLEN: None, RECTANGLES: 0}[forced]
     return LONG if gpu.capability >= HOPPER else None
-
-
-def preload() -> None:
-    """Load CUDA's libraries from the packages that bring them, where the system has none."""
-    if loader := getattr(ort, "preload_dlls", None):
-        with contextlib.redirect_stdout(None):  # it prints what it does not find
-            loader()

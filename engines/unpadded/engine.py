@@ -15,12 +15,11 @@ from m3rt.engines.catalog import AHEAD
 from m3rt.engines.cuda import OutOfMemoryError
 from m3rt.engines.parts import Shrinking, join, take
 from m3rt.engines.pipeline import Step
-from m3rt.engines.slots import Layout, Slot, lay
+from m3rt.engines.slots import lay
 from m3rt.engines.unpadded import ladder
-from m3rt.engines.unpadded.feed import Feed, Positions, rectangles, varlen
+from m3rt.engines.unpadded.feed import Feed, Positions, own, rectangles, varlen
 from m3rt.engines.unpadded.files import FORMS
 from m3rt.engines.unpadded.session import Session
-from m3rt.halves import widen
 from m3rt.types import Batch, Heads, Limits, Offsets, Ragged, Raw, offsets
 
 VARLEN, RECTANGLES = FORMS
@@ -125,7 +124,8 @@ class Unpadded:
         with self._session.lend() as slot:
             self._session.send(slot, step, wanted.names)
             slot.downloaded.wait()  # while others send
-            return fetch(slot, step.layout, batch, wanted)
+            found = {name: slot.array(step.layout[name]) for name in wanted.names}
+            return own(found, batch)  # copies: it will be written again
 
     def _made(self, batch: Batch, heads: Heads, form: str) -> Step:
         """Return the step that runs texts at once."""
@@ -161,28 +161,3 @@ def outputs(feed: Feed, manifest: Manifest) -> Iterator[tuple[str, np.dtype[Any]
         yield "sparse", single, (feed.sparse,)
     if Heads.COLBERT in heads:
         yield "colbert", np.dtype(np.float16), (feed.colbert, manifest.colbert_dim or 0)
-
-
-def fetch(slot: Slot, layout: Layout, batch: Batch, heads: Heads) -> Raw:
-    """Take the outputs from a slot, as copies: it will be written again."""
-    starts, texts = batch.tokens.starts, len(batch.rows)
-
-    def found(head: Heads, count: int) -> Any:
-        return slot.array(layout[head.names[0]])[:count] if head in heads else None
-
-    tokens = int(starts[-1])
-    dense, scores = found(Heads.DENSE, texts), found(Heads.SCORE, texts)
-    weights, colbert = found(Heads.SPARSE, tokens), found(Heads.COLBERT, tokens)
-    rows, finite = None, Heads(0)
-    if colbert is not None:
-        values = np.empty(colbert.shape, np.float32)
-        if widen(colbert, values):
-            finite = Heads.COLBERT
-        rows = np.split(values, starts[1:-1])
-    return Raw(
-        dense=None if dense is None else dense.copy(),
-        weights=None if weights is None else weights.copy(),
-        colbert=rows,
-        scores=None if scores is None else scores.copy(),
-        finite=finite,
-    )

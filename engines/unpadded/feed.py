@@ -1,4 +1,4 @@
-"""From a batch to the inputs of the unpadded graphs, as ``export.unpadded`` writes them.
+"""From a batch to the inputs of the unpadded graphs, as ``export.unpadded`` writes them, and back.
 
 Letters in shapes: n texts, t tokens, s places of the longest text, or of each; r rows that the
 last layer computes after its attention, a of them get a lexical weight, b a ColBERT vector.
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m3rt.types import Batch, Heads, Ints, Offsets, offsets
+from m3rt.halves import widen
+from m3rt.types import Batch, Heads, Ints, Offsets, Raw, offsets
 
 OF_TOKENS = Heads.SPARSE | Heads.COLBERT
 OF_TEXTS = Heads.DENSE | Heads.SCORE
@@ -213,3 +214,18 @@ def token_offset(lengths: Offsets, width: int) -> Ints:
     real = (np.arange(width) < lengths[:, None]).ravel()
     found = np.concatenate([np.flatnonzero(real), np.flatnonzero(~real)])
     return found.astype(np.int32).reshape(len(lengths), width)
+
+
+def own(outputs: Mapping[str, NDArray[Any]], batch: Batch) -> Raw:
+    """Return a batch's own rows of outputs, which come before those of padding, as copies."""
+    starts, texts = batch.tokens.starts, len(batch.rows)
+    counts = {"dense": texts, "score": texts}
+    found = {name: array[: counts.get(name, int(starts[-1]))] for name, array in outputs.items()}
+    colbert, rows, finite = found.pop("colbert", None), None, Heads(0)
+    if colbert is not None:
+        values = np.empty(colbert.shape, np.float32)
+        if widen(colbert, values):
+            finite = Heads.COLBERT
+        rows = np.split(values, starts[1:-1])
+    kept = {name: array.copy() for name, array in found.items()}
+    return Raw(kept.get("dense"), kept.get("sparse"), rows, kept.get("score"), finite)

@@ -34,6 +34,7 @@ FAST = {
 LENGTHS = (16, 512, 2048, 8192)  # tokens of texts that tell
 PATIENCE = 300.0  # seconds
 LOG = logging.getLogger("m3rt.kernels")
+MODULE = "m3rt.engines.unpadded.kernels"  # this one, also where it is __main__
 
 Kernels = Mapping[str, Mapping[str, int]]  # operator to kernel to how often it ran
 
@@ -46,7 +47,7 @@ def ask(
     Raises:
         EngineError: they could not be run, or ONNX Runtime told nothing.
     """
-    command = [sys.executable, "-P", "-m", __name__, str(model), str(device), *map(str, lengths)]
+    command = [sys.executable, "-P", "-m", MODULE, str(model), str(device), *map(str, lengths)]
     try:
         done = subprocess.run(
             command,
@@ -110,4 +111,7 @@ if __name__ == "__main__":
         main(*sys.argv[1:])
     else:
         model, device, *lengths = sys.argv[1:]
-        print(json.dumps(ask(Path(model), list(map(int, lengths)), int(device))))  # noqa: T201
+        try:
+            print(json.dumps(ask(Path(model), list(map(int, lengths)), int(device))))  # noqa: T201
+        except EngineError as error:
+            raise SystemExit(str(error)) from error

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-
 from m3rt.artifact import Manifest
 from m3rt.engines.ort import CPU_TOKENS, sessions
 from m3rt.engines.unpadded import feed
@@ -41,7 +36,7 @@ class Rehearsal:
             outputs = session.run(list(heads.names), dict(fed.arrays))
         except Exception as error:  # the binding has no common class for its errors
             raise EngineError(f"ONNX Runtime failed: {error}") from error
-        return raw(dict(zip(heads.names, outputs, strict=True)), batch)
+        return feed.own(dict(zip(heads.names, outputs, strict=True)), batch)
 
     def _feed(self, batch: Batch, heads: Heads) -> Feed:
         """Feed each kind of batch in another of the ways that there are."""
@@ -53,20 +48,6 @@ class Rehearsal:
         if LONG <= tokens < LONGEST:
             return feed.rectangles(batch, *rule, width=up)
         return feed.varlen(batch, *rule, tokens=up, texts=texts + 1)
-
-
-def raw(outputs: dict[str, NDArray[Any]], batch: Batch) -> Raw:
-    """Take a batch's own rows of outputs, which come before those of padding."""
-    texts, tokens = len(batch.rows), len(batch.tokens.values)
-    colbert = outputs.get("colbert")
-    return Raw(
-        dense=outputs["dense"][:texts] if "dense" in outputs else None,
-        weights=outputs["sparse"][:tokens] if "sparse" in outputs else None,
-        colbert=None
-        if colbert is None
-        else np.split(colbert[:tokens].astype(np.float32), batch.tokens.starts[1:-1]),
-        scores=outputs["score"][:texts] if "score" in outputs else None,
-    )
 
 
 def from_memory(graph: Graph, name: str, manifest: Manifest, longest: int) -> Engine:

@@ -9,14 +9,14 @@ from typing import Any
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from m3rt.engines.cuda import Cuda, OutOfMemoryError, size
+from m3rt.engines.cuda import Cuda, size
+from m3rt.engines.faults import OutOfMemoryError, full
 from m3rt.engines.pipeline import Pipeline, Step
 from m3rt.engines.slots import Slot
 from m3rt.errors import ArtifactError, EngineError, UnavailableError
 
 PROVIDER = "CUDAExecutionProvider"
 SUMS = (1, 31)  # the first version that is known to add up in float32
-FULL = ("failed to allocate memory", "out of memory", "alloc_failed", "available memory")
 
 
 class Session(Pipeline):
@@ -123,11 +123,6 @@ class Session(Pipeline):
         if full(said):
             return OutOfMemoryError(f"{said}; {size(self.cuda.free())} are free")
         return EngineError(said)
-
-
-def full(said: str) -> bool:
-    """Whether an error says that there is no memory left."""
-    return any(word in said.lower() for word in FULL)
 
 
 def version(text: str) -> tuple[int, int]:
