@@ -236,6 +236,15 @@ def test_what_does_not_fit_is_refused() -> None:
             feed.rectangles(batch, Heads.ALL, Heads.ALL, ROBERTA, width, texts)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_outputs_are_converted_by_their_own_type(dtype: type[np.generic]) -> None:
+    """Halves of 1.0 would be read out of the zeros below it, where a float32 is taken for two."""
+    rows = np.ones((3, 4), dtype)
+    found = feed.own({"colbert": rows}, batch_of([[1, 2], [3]]))
+    assert found.colbert is not None
+    assert [text.tolist() for text in found.colbert] == [[[1.0] * 4] * 2, [[1.0] * 4]]
+
+
 def test_no_runtime_is_needed() -> None:
     code = (
         "import sys, m3rt.engines.unpadded.feed; sys.exit('onnxruntime' in sys.modules "

@@ -217,14 +217,20 @@ def token_offset(lengths: Offsets, width: int) -> Ints:
 
 
 def own(outputs: Mapping[str, NDArray[Any]], batch: Batch) -> Raw:
-    """Return a batch's own rows of outputs, which come before those of padding, as copies."""
+    """Return a batch's own rows of outputs, which come before those of padding, as copies.
+
+    ColBERT vectors are float16, as the engine's graph gives them, or float32, as one made to
+    compare it with does.
+    """
     starts, texts = batch.tokens.starts, len(batch.rows)
     counts = {"dense": texts, "score": texts}
     found = {name: array[: counts.get(name, int(starts[-1]))] for name, array in outputs.items()}
     colbert, rows, finite = found.pop("colbert", None), None, Heads(0)
     if colbert is not None:
         values = np.empty(colbert.shape, np.float32)
-        if widen(colbert, values):
+        if colbert.dtype != np.float16:
+            values[:] = colbert
+        elif widen(colbert, values):
             finite = Heads.COLBERT
         rows = np.split(values, starts[1:-1])
     kept = {name: array.copy() for name, array in found.items()}
