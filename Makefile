@@ -27,7 +27,7 @@ format: .venv/ready
 		{ echo "m3rt needs python 3.11 or newer; found $$($(PYTHON) --version): make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,openvino,tensorrt-rtx,export,parquet,eval]' --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,openvino,tensorrt-rtx,export,parquet,eval,serve,grpc,otel]' --group dev
 	@touch $@
 
 clean:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,8 @@ import pytest
 import m3rt
 from benchmarks.checkpoint import TINY, Shape, make
 from m3rt import artifact, build, export, processor
+from m3rt.server.settings import Settings
+from tests.served import Served, serving
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("M3RT_DATA", ROOT.parent / "shared" / "data")).resolve()
@@ -156,6 +158,13 @@ def small_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(model_dir: Path) -> m3rt.M3:
     """The small model on the engine that is exact."""
     return m3rt.load(model_dir, "cpu")
+
+
+@pytest.fixture(scope="session")
+def served(model_dir: Path, model: m3rt.M3) -> Iterator[Served]:
+    """A server of the small model, with the settings that it has by default."""
+    with serving(Settings(model_dir), model) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

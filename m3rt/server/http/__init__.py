@@ -1,0 +1,1 @@
+"""HTTP: what surfaces share (exchange, routes, replies, openapi), and the surfaces, a file each."""
