@@ -11,19 +11,33 @@ from typing import Annotated, Any, BinaryIO
 
 import typer
 
-from m3rt import api, artifact, formats, options, render
+from m3rt import api, artifact, formats, load_command, load_options, options, render
 from m3rt.errors import EngineError
 from m3rt.formats import Format
-from m3rt.options import DevicesOption, Engines, HeadsOption, Json, Lengths, Mixes, Model
+from m3rt.loads import LoadSettings
+from m3rt.options import DevicesOption, Engines, HeadsOption, Json, Mixes, Model
 from m3rt.runtime import M3
+from m3rt.types import Heads
+
+LENGTHS = "16,128,512"
 
 
 def bench(
-    model: Model,
+    ctx: typer.Context,
+    model: Annotated[
+        Path | None, typer.Argument(help="Directory that m3rt export wrote; see --server.")
+    ] = None,
     engine: Engines = None,
     mix: Mixes = None,
     heads: HeadsOption = None,
-    lengths: Lengths = "16,128,512",
+    lengths: Annotated[
+        str | None,
+        typer.Option(
+            help="Tokens of the texts whose latency is measured, joined by commas; for --server, "
+            "of the texts that are sent, in place of a mix.",
+            show_default=LENGTHS,
+        ),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Times each mix is encoded.")] = 3,
     seconds: Annotated[
         float, typer.Option(min=0, help="Time for an engine: what is over is measured less often.")
@@ -31,11 +45,93 @@ def bench(
     streams: Annotated[int, typer.Option(min=1, help="Batches that run at once.")] = 1,
     devices: DevicesOption = None,
     compare: Annotated[Path | None, typer.Option(help="An earlier --output.")] = None,
+    server: load_options.Server = None,
+    rate: load_options.Rates = None,
+    load: load_options.Shares = None,
+    duration: load_options.Duration = load_options.DEFAULT.seconds,
+    warm_up: load_options.WarmUp = load_options.DEFAULT.warm_up,
+    texts: load_options.Texts = load_options.DEFAULT.texts,
+    form: load_options.Form = load_options.DEFAULT.form,
+    slo_ms: load_options.Slo = load_options.DEFAULT.slo_ms,
+    deadline_ms: load_options.Deadline = None,
+    bulk: load_options.Bulk = load_options.DEFAULT.bulk,
+    bulk_texts: load_options.BulkTexts = load_options.DEFAULT.bulk_texts,
+    api_key: load_options.Keys = None,
+    connections: load_options.Connections = load_options.DEFAULT.connections,
+    concurrency: load_options.Concurrency = load_options.DEFAULT.concurrency,
+    timeout: load_options.Timeout = load_options.DEFAULT.timeout,
+    check: load_options.Check = False,
+    check_cosine: load_options.CheckCosine = load_options.DEFAULT.check_cosine,
+    seed: load_options.Seed = 0,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
     html: Annotated[Path | None, typer.Option(help="Report to write.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure engines on this machine: speed, latency, memory, accuracy. See docs/bench.md."""
+    """Measure engines on this machine, or a server under load. See docs/bench.md."""
+    load_options.refuse(ctx, server)
+    if server is not None:
+        keys = tuple(api_key or ())
+        given = load_options.rates(rate, load)
+        asked = LoadSettings(
+            heads=(heads or Heads.ALL).names,
+            form=form,
+            texts=texts,
+            rates=given[0],
+            loads=given[1],
+            seconds=duration,
+            warm_up=warm_up,
+            slo_ms=slo_ms,
+            deadline_ms=deadline_ms,
+            bulk=bulk,
+            bulk_texts=bulk_texts,
+            keys=len(keys),
+            connections=connections,
+            concurrency=concurrency,
+            timeout=timeout,
+            check=check,
+            check_cosine=check_cosine,
+            seed=seed,
+        )
+        wanted = options.parse_lengths(lengths) if lengths else None
+        with written(output, html) as files:
+            load_command.run(server, model, mix, wanted, asked, keys, files, as_json)
+        return
+    if model is None:
+        raise typer.BadParameter("MODEL is missing; or pass --server URL")
+    sizes = options.parse_lengths(lengths or LENGTHS)
+    engines(
+        model,
+        engine,
+        mix,
+        heads,
+        sizes,
+        rounds,
+        seconds,
+        streams,
+        devices,
+        compare,
+        output,
+        html,
+        as_json,
+    )
+
+
+def engines(
+    model: Path,
+    engine: list[str] | None,
+    mix: list[str] | None,
+    heads: Heads | None,
+    lengths: tuple[int, ...],
+    rounds: int,
+    seconds: float,
+    streams: int,
+    devices: str | None,
+    compare: Path | None,
+    output: Path | None,
+    html: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure engines on this machine."""
     from m3rt import comparison, report, tables
     from m3rt.bench import run
     from m3rt.result import Settings, document
@@ -44,7 +140,7 @@ def bench(
     options.devices_of("auto", devices, specs)  # refuses them for processors alone
     found = artifact.read(model)
     names = (heads or found.manifest.head_flags).names
-    settings = Settings(names, options.parse_lengths(lengths), rounds, seconds, streams, devices)
+    settings = Settings(names, lengths, rounds, seconds, streams, devices)
     before = comparison.read(compare) if compare else None
     with written(output, html) as (to_json, to_html), render.steps() as say:
         result = run(found, specs, mix or ["mixed"], settings, say)

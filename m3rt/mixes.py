@@ -16,15 +16,27 @@ from importlib.resources import files
 from itertools import count, islice
 from pathlib import Path
 from statistics import NormalDist
+from typing import Protocol
 
 from m3rt import records
 from m3rt.errors import ArtifactError, InputError
-from m3rt.tokenizer import Tokenizer
+from m3rt.types import Ints
 
 # Of a file, at most so much is measured: a round must end.
 TEXTS = 256
 CHARACTERS = 1 << 16
 STRIDE = 7  # texts that follow each other begin with sentences so far apart
+
+
+class Counter(Protocol):
+    """Counts tokens: a Tokenizer, or what estimates them."""
+
+    @property
+    def min_length(self) -> int:
+        """Tokens of an empty text."""
+
+    def lengths(self, texts: Sequence[str]) -> Ints:
+        """Return the tokens of each text, special ones included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +67,18 @@ LENGTHS: Mapping[str, tuple[int, ...]] = {
 }
 
 
-def read(name: str, tokenizer: Tokenizer, max_length: int) -> Mix:
+def read(name: str, tokenizer: Counter | None, max_length: int) -> Mix:
     """Return a built-in mix, or the texts of a file: one a line, or JSONL if it ends in .jsonl.
 
     Args:
         name: of a mix, or of a file.
-        tokenizer: the model's.
+        tokenizer: the model's; a file needs none.
         max_length: a built-in text that would be longer gets this length.
 
     Raises:
         InputError: there is no such mix or file, or the file cannot be read or holds no text.
     """
-    if name in LENGTHS:
+    if name in LENGTHS and tokenizer is not None:
         wanted = [min(length, max_length) for length in LENGTHS[name]]
         random.Random(0).shuffle(wanted)  # as texts come: short ones among long ones
         return Mix(name, tuple(of_lengths(tokenizer, wanted)))
@@ -81,7 +93,7 @@ def read(name: str, tokenizer: Tokenizer, max_length: int) -> Mix:
     return Mix(name, tuple(record.text for record in chunk))
 
 
-def of_lengths(tokenizer: Tokenizer, lengths: Sequence[int]) -> Iterator[str]:
+def of_lengths(tokenizer: Counter, lengths: Sequence[int]) -> Iterator[str]:
     """Give one text for each length, in tokens; a token less where no cut gives just as many.
 
     Raises:
@@ -101,7 +113,7 @@ def of_lengths(tokenizer: Tokenizer, lengths: Sequence[int]) -> Iterator[str]:
         yield cut(tokenizer, " ".join(taken), length)
 
 
-def cut(tokenizer: Tokenizer, text: str, length: int) -> str:
+def cut(tokenizer: Counter, text: str, length: int) -> str:
     """Return the longest beginning of at most so many tokens.
 
     By bisection, as if one more character never took tokens away; where it does, the beginning

@@ -1,0 +1,125 @@
+"""Requests of a load: bytes that are made before the first one is sent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from m3rt.connection import Target
+from m3rt.types import Ints
+
+ROUTE = "/v1/m3/embed"
+MEDIA = "application/x-safetensors"
+FORMS: Mapping[str, Mapping[str, str]] = {  # what a body says of each
+    "json": {},
+    "base64": {"format": "base64", "dtype": "float16"},
+    "binary": {"dtype": "float16"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """One request."""
+
+    lane: str  # interactive, bulk; empty: the server decides
+    data: bytes  # head and body
+    rows: tuple[int, ...]  # which of the texts it holds, in this order
+    question: int  # requests with the same texts have the same
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Requests of one kind.
+
+    Args:
+        lane: what they say in ``x-priority``; empty says nothing.
+        share: of all requests.
+        texts: in each of them.
+    """
+
+    lane: str
+    share: float
+    texts: int
+
+
+def body(texts: Sequence[str], heads: Sequence[str], form: str) -> bytes:
+    """Return the body of a request."""
+    content = {"inputs": list(texts), "outputs": list(heads), **FORMS[form]}
+    return json.dumps(content, ensure_ascii=False).encode()
+
+
+def make(
+    target: Target,
+    texts: Sequence[str],
+    groups: Sequence[Group],
+    heads: Sequence[str],
+    form: str,
+    keys: Sequence[str] = (),
+    deadline_ms: float | None = None,
+) -> list[list[Payload]]:
+    """Return the requests of each group: one that begins with each text, for each key.
+
+    Args:
+        target: the server.
+        texts: what is sent, all equally often.
+        groups: kinds of requests.
+        heads: asked for.
+        form: one of FORMS.
+        keys: API keys, all equally often; none sends none.
+        deadline_ms: what a request says that it may take; None says nothing.
+    """
+    found: list[list[Payload]] = []
+    questions: dict[tuple[int, ...], int] = {}
+    for group in groups:
+        headers = {"x-priority": group.lane} if group.lane else {}
+        if deadline_ms is not None:
+            headers["x-request-timeout-ms"] = f"{deadline_ms:g}"
+        if form == "binary":
+            headers["accept"] = MEDIA
+        made: list[Payload] = []
+        for first in range(len(texts)):
+            rows = tuple((first + i) % len(texts) for i in range(group.texts))
+            content = body([texts[row] for row in rows], heads, form)
+            question = questions.setdefault(rows, len(questions))
+            for key in keys or [""]:
+                said = headers | ({"authorization": f"Bearer {key}"} if key else {})
+                data = target.request(ROUTE, content, said)
+                made.append(Payload(group.lane, data, rows, question))
+        found.append(made)
+    return found
+
+
+class Estimate:
+    """Counts tokens about, without a tokenizer: by what a server counted in some sentences.
+
+    Args:
+        lines: sentences.
+        tokens: of each of them, special ones included.
+        min_length: tokens of an empty text.
+    """
+
+    def __init__(self, lines: Sequence[str], tokens: Ints, min_length: int) -> None:
+        self.min_length = min_length
+        self._known = dict(zip(lines, tokens.tolist(), strict=True))
+        rates = [
+            (n - min_length) / max(1, len(line)) for line, n in zip(lines, tokens, strict=True)
+        ]
+        found: dict[str, list[float]] = {}
+        for line, rate in zip(lines, rates, strict=True):
+            for character in set(line):
+                found.setdefault(character, []).append(rate)
+        self._of = {character: float(np.mean(values)) for character, values in found.items()}
+        self._else = float(np.mean(rates)) if rates else 1.0
+
+    def lengths(self, texts: Sequence[str]) -> Ints:
+        """Return about how many tokens each text has; exactly for the sentences."""
+        return np.array([self._length(text) for text in texts], np.int32)
+
+    def _length(self, text: str) -> int:
+        known: int | None = self._known.get(text)
+        if known is not None:
+            return known
+        return self.min_length + round(sum(self._of.get(c, self._else) for c in text))
