@@ -110,7 +110,7 @@ class Load:
         return Latencies.of(seconds)
 
     def _remember(self, payload: Payload, response: Response) -> None:
-        if count := expectation.tokens(response.body):
+        if count := expectation.tokens(response.body, self.settings.form):
             self.tokens[payload.question] = count
         if self.settings.check:
             with contextlib.suppress(ValueError):
@@ -192,8 +192,8 @@ class Load:
 def spent(response: Response) -> dict[str, float]:
     """Return the server's account of a request, in seconds, by stage.
 
-    ``server-timing`` is in milliseconds; ``timings`` of m3rt's own answers in seconds, where a
-    name does not end in ``_ms``.
+    It stands in the header ``server-timing``, or as ``timings`` at the end of m3rt's own answers,
+    both in milliseconds.
     """
     found: dict[str, float] = {}
     if header := response.headers.get("server-timing"):
@@ -206,6 +206,5 @@ def spent(response: Response) -> dict[str, float]:
     elif match := TIMINGS.search(response.body[-600:]):
         with contextlib.suppress(ValueError, TypeError):
             for name, value in json.loads(match[1]).items():
-                stage = name.removesuffix("_ms")
-                found[NAMES.get(stage, stage)] = value / 1e3 if stage != name else value
+                found[NAMES.get(name, name)] = float(value) / 1e3
     return found
