@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.filesize import decimal
 
@@ -208,9 +208,9 @@ def about(result: LoadResult) -> list[tuple[str, str]]:
     ]
 
 
-def figures(result: LoadResult) -> list[str]:
+def figures(runs: Sequence[Run], slo_ms: float) -> list[str]:
     """Draw latency and goodput over the rate."""
-    at = [run.rate for run in result.runs]
+    at = [run.rate for run in runs]
     x = plots.points("requests offered a second", at)
     percentiles: dict[str, Y] = {
         "p50": lambda run: run.latency.p50 if run.latency else None,
@@ -218,25 +218,25 @@ def figures(result: LoadResult) -> list[str]:
         "p99": lambda run: run.latency.p99 if run.latency else None,
         "p99.9": lambda run: run.latency.p999 if run.latency else None,
     }
-    of_latency = [curve(result, name, "ms", of, LEAST_MS) for name, of in percentiles.items()]
+    of_latency = [curve(runs, name, "ms", of, LEAST_MS) for name, of in percentiles.items()]
     y = plots.decades("ms", [y for one in of_latency for _, y, _ in one.points])
     rates: dict[str, Y] = {
         "goodput": lambda run: run.goodput,
         "answered": lambda run: run.throughput,
     }
-    of_rates = [curve(result, name, "a second", of) for name, of in rates.items()]
+    of_rates = [curve(runs, name, "a second", of) for name, of in rates.items()]
     up = plots.linear("answers a second", [y for one in of_rates for _, y, _ in one.points])
-    slo = f"goodput (within {result.settings.slo_ms:g} ms) against offered load"
+    slo = f"goodput (within {slo_ms:g} ms) against offered load"
     return [
         report.figure("latency of answers over offered load", plots.lines, x, y, of_latency),
         report.figure(slo, plots.lines, x, up, of_rates),
     ]
 
 
-def curve(result: LoadResult, name: str, unit: str, of: Y, least: float = 0.0) -> Series:
+def curve(runs: Sequence[Run], name: str, unit: str, of: Y, least: float = 0.0) -> Series:
     """Return a figure over the rate."""
     points = []
-    for run in sorted(result.runs, key=lambda run: run.rate):
+    for run in sorted(runs, key=lambda run: run.rate):
         if (value := of(run)) is not None:
             said = f"{name}: {number(value)} {unit} at {offered(run)}/s"
             points.append((run.rate, max(value, least), said))
@@ -246,4 +246,6 @@ def curve(result: LoadResult, name: str, unit: str, of: Y, least: float = 0.0) -
 def page(result: LoadResult) -> str:
     """Return the page of a server's benchmark; it is well-formed XML, too."""
     title = f"m3rt bench: {result.server}"
-    return report.document(title, about(result), figures(result), sheets(result))
+    return report.document(
+        title, about(result), figures(result.runs, result.settings.slo_ms), sheets(result)
+    )
