@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from m3rt.server.faults import Kind
-from m3rt.server.work import Sender
+from m3rt.server.work import Sender, Spent
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +24,9 @@ class Finished:
     sender: Sender | None
     traceparent: str = ""
     at: float = field(default_factory=time.time)  # when it was over, seconds since 1970
+
+    @property
+    def spent(self) -> list[Spent]:
+        """What was embedded for it."""
+        trail = self.sender.trail if self.sender else None
+        return trail.spent if trail else []

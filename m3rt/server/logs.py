@@ -55,7 +55,7 @@ def facts(done: Finished) -> dict[str, Any]:
     if (sender := done.sender) is None:
         return found
     found |= {"request_id": sender.request_id, "client": sender.client}
-    for spent in sender.trail.spent if sender.trail else []:
+    for spent in done.spent:
         timings = spent.timings
         found["lane"] = spent.lane.name.lower()
         found["heads"] = ",".join(spent.heads.names)

@@ -66,10 +66,10 @@ class Metrics:
             self._expired.inc()
         elif done.refused in (Kind.OVERLOADED, Kind.NOT_READY):
             self._shed.labels(done.refused).inc()
-        if done.sender is None or done.sender.trail is None or not done.sender.trail.spent:
+        if not done.spent:
             return
         self._seconds.labels(done.route).observe(done.seconds)
-        for spent in done.sender.trail.spent:
+        for spent in done.spent:
             self._queue.labels(spent.lane.name.lower()).observe(spent.timings.queue)
             self._tokenise.observe(spent.timings.tokenise)
             self._tokens.inc(spent.tokens)

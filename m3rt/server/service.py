@@ -43,6 +43,7 @@ class Service:
         self.settings = settings
         self.room = Room(settings.max_memory)
         self.watchers: list[Callable[[Ran], None]] = []  # told of every batch
+        self.closers: list[Callable[[], None]] = []  # called in the end
         self.requests = 0  # of any kind that are at work
         self._first = model
         self._stage: Stage | None = None
@@ -68,6 +69,11 @@ class Service:
         if self._stage is None:
             raise RefusedError(Kind.NOT_READY, "the server is starting", retry_after=1.0)
         return self._stage
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to end."""
+        return self._stopping
 
     @property
     def started(self) -> bool:
@@ -127,6 +133,8 @@ class Service:
             self._closed = True
             self._stage.scheduler.abandon(RefusedError(Kind.NOT_READY, "the server is stopping"))
             done &= await asyncio.to_thread(self._stage.close, 5.0 if done else 0.1)
+        for close in self.closers:
+            await asyncio.to_thread(close)
         for pool in (self._small, self._large):
             pool.shutdown(wait=False, cancel_futures=True)
         return done

@@ -23,6 +23,7 @@ from m3rt.server.work import Sender, Trail
 
 log = logging.getLogger("m3rt.server")
 
+UNREAD = (Kind.TOO_LARGE, Kind.TOO_SLOW)  # what is left of such a body is no next request
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -106,6 +107,7 @@ class App:
             reply = replace(
                 reply,
                 headers={
+                    **({"connection": "close"} if refused in UNREAD else {}),
                     **reply.headers,
                     **cors.headers(self._origins, headers),
                     "x-request-id": sender.request_id,
@@ -115,6 +117,9 @@ class App:
             await exchange.answer(send, reply, seconds, method == "HEAD")
         except ClientGoneError:
             gone = True
+            abort: Callable[[], None] | None = scope.get("extensions", {}).get("m3rt.abort")
+            if abort is not None:
+                abort()
         finally:
             if sender.trail is not None:
                 sender.trail.release()
