@@ -85,27 +85,23 @@ class Fair:
         """Remove items that will not run."""
         self._remove(items)
 
-    def ahead(self, name: str, cost: float) -> float:
-        """Return the seconds of work that would run before the last of some new work.
+    def ahead(self, name: str, cost: float, last: float = 0.0) -> float:
+        """Return the seconds of others' work that would run before the last text of some new work.
 
         Args:
             name: the client's.
-            cost: the new work's, in seconds: others run about as much meanwhile, if they have it.
+            cost: of the new work, in seconds.
+            last: of its last text.
         """
-        own = self._clients.get(name)
-        before = 0.0 if own is None else own.backlog
-        if before > cost:
-            # requests of the client take turns with the new one
-            requests: dict[int, float] = {}
-            assert own is not None
-            for item in own.waiting:
-                key = id(item.waiters[0][0]) if item.waiters else 0
-                requests[key] = requests.get(key, 0.0) + item.cost
-            before = sum(min(left, max(cost, 0.0)) for left in requests.values())
+        own = self._clients.get(name) or Client()
+        end = own.clock + cost - last
+        before = sum(item.cost for item in own.waiting if item.tag[0] <= end)
+        served = own.served if own.waiting else max(own.served, self._clock)
+        turn = served + before + cost - last  # others come first until they have had as much
         others = sum(
-            min(client.backlog, before + cost)
+            min(client.backlog, max(0.0, turn - client.served) + client.waiting[0].cost / 2)
             for other, client in self._clients.items()
-            if other != name and client.backlog > 0
+            if client.waiting and other != name
         )
         return before + others
 
@@ -123,11 +119,17 @@ class Fair:
             client.waiting = [item for item in client.waiting if id(item) not in gone]
             if not client.waiting:
                 client.backlog = 0.0
-        if not self.count:
-            self.cost = 0.0  # not what rounding left of it
-        if len(self._clients) > IDLE:
-            self._clients = {
-                name: client
-                for name, client in self._clients.items()
-                if client.waiting or client.served > self._clock
-            }
+        if not self.count:  # all had what they wanted: they are equal again
+            self._clients.clear()
+            self._clock = self.cost = 0.0
+        elif len(self._clients) > IDLE:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Forget clients of whom nothing waits, those that are owed most first."""
+        idle = sorted(
+            (client.served, name) for name, client in self._clients.items() if not client.waiting
+        )
+        for served, name in idle:
+            if served <= self._clock or len(self._clients) > IDLE:
+                del self._clients[name]

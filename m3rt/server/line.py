@@ -64,9 +64,9 @@ class Line:
                 fair.drop(some)
                 self.dropped += len(some)
 
-    def ahead(self, client: str, lane: Lane, cost: float) -> float:
-        """Return the seconds of work that runs before the last of some new work; see Fair."""
-        own = self._lanes[lane].ahead(client, cost)
+    def ahead(self, client: str, lane: Lane, cost: float, last: float = 0.0) -> float:
+        """Return the seconds of work that runs before the last text of some new work; see Fair."""
+        own = self._lanes[lane].ahead(client, cost, last)
         return own if lane == Lane.INTERACTIVE else own + self._lanes[Lane.INTERACTIVE].cost
 
     def take(self, now: float) -> list[Item]:

@@ -69,6 +69,8 @@ def facts(done: Finished) -> dict[str, Any]:
             ("engine_ms", round(timings.engine * 1e3, 3)),
         ):
             found[name] = found.get(name, 0) + value
+    if sender.trail and sender.trail.inputs:
+        found["inputs"] = list(sender.trail.inputs)
     return found
 
 

@@ -91,19 +91,18 @@ class Scheduler:
         with self._lock:
             self.pace.learn(tokens, seconds)
 
-    def wait(self, client: str, lane: Lane, cost: float | None = None) -> float:
-        """Return about how many seconds new work of a client would wait for the engine.
+    def wait(self, client: str, lane: Lane, costs: Sequence[float] = ()) -> float:
+        """Return about how many seconds the last text of new work would wait for the engine.
 
         Args:
             client: whose it is.
             lane: in which it waits.
-            cost: seconds of the engine that it takes; None is a short query.
+            costs: seconds of the engine that each text takes; none stands for a short query.
         """
         now = time.monotonic()
         with self._lock:
-            if cost is None:
-                cost = self.pace.text(SHORT)
-            ahead = self.line.ahead(client, lane, cost) / self._parallel
+            costs = costs or [self.pace.text(SHORT)]
+            ahead = self.line.ahead(client, lane, sum(costs), costs[-1]) / self._parallel
             left = [
                 max(0.0, batch.began + batch.expected - now)
                 for batch in self._crew.running.values()
@@ -111,13 +110,15 @@ class Scheduler:
         free = 0.0 if len(left) < self._parallel else min(left)
         return free + ahead
 
-    def admit(self, client: str, lane: Lane, cost: float | None, deadline: float | None) -> None:
-        """Refuse work that would wait too long.
+    def admit(
+        self, client: str, lane: Lane, deadline: float | None, costs: Sequence[float] = ()
+    ) -> None:
+        """Refuse work that would wait too long; see wait.
 
         Raises:
             RefusedError: says how long, and when to come back.
         """
-        wait = self.wait(client, lane, cost)
+        wait = self.wait(client, lane, costs)
         most = self._bounds.wait[lane]
         if deadline is not None:
             most = min(most, deadline - time.monotonic())
@@ -227,8 +228,8 @@ class Scheduler:
                 f"{self.line.tokens} tokens wait, and {self._bounds.tokens} are the most",
                 retry_after=max(1.0, self.wait(request.sender.client, request.lane)),
             )
-        cost = sum(item.cost for item in items)
-        self.admit(request.sender.client, request.lane, cost, request.sender.deadline)
+        sender = request.sender
+        self.admit(sender.client, request.lane, sender.deadline, [item.cost for item in items])
 
     def _ran(self, ran: Ran) -> None:
         """Pass on what came of a batch, from the thread that ran it."""

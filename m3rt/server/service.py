@@ -161,7 +161,7 @@ class Service:
             )
         lane = Lane.INTERACTIVE if sender.lane is None else sender.lane
         if sender.lane is not None:
-            self.stage.scheduler.admit(sender.client, lane, None, sender.deadline)
+            self.stage.scheduler.admit(sender.client, lane, sender.deadline)
         self.requests += 1
         try:
             yield
@@ -216,6 +216,8 @@ class Service:
         )
         if sender.trail is not None:
             sender.trail.spent.append(summary(request, ready, spent))
+            if self.settings.log_texts:
+                sender.trail.inputs.extend(ask.inputs)
         return Answer(found, request.tokens, spent, ready.characters, request.shared)
 
     def _request(self, ready: Prepared, heads: Heads, lane: Lane, sender: Sender) -> Request:
@@ -258,7 +260,7 @@ class Service:
         count, most = len(ask.inputs), self.settings.max_client_batch_size
         if not count:
             raise RefusedError(Kind.EMPTY, "there are no texts", param="inputs")
-        if count > most:
+        if count > most + 1:  # a query comes with as many texts as it is to rank
             raise RefusedError(
                 Kind.TOO_MANY, f"{count} texts, at most {most} are taken at a time", param="inputs"
             )
