@@ -28,9 +28,9 @@ class Served:
 
 
 @contextmanager
-def serving(settings: Settings, model: M3) -> Iterator[Served]:
-    """Run a server until the block ends."""
-    service = Service(settings, model)
+def serving(settings: Settings, model: M3, kind: type[Service] = Service) -> Iterator[Served]:
+    """Run a server until the block ends; of another kind, to make the core refuse."""
+    service = kind(settings, model)
     app = assembled(service, Keys.read(settings))
     config = uvicorn.Config(app, log_config=None, lifespan="on", access_log=False)
     server = uvicorn.Server(config)
