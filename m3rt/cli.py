@@ -26,6 +26,7 @@ from m3rt import (
     records,
     render,
     rerank_command,
+    serve_command,
     shaping_options,
     verdicts,
 )
@@ -321,6 +322,7 @@ def encode(
 app.command()(measuring.bench)
 app.command("eval")(measuring.evaluate)
 app.command()(rerank_command.rerank)
+app.command("serve")(serve_command.command())
 
 
 def main() -> None:

@@ -44,6 +44,13 @@ def finish(
         EngineError: an output is NaN or Inf; names the head and the texts of the request.
     """
     check_finite(batch, raw)
+    return finished(batch, raw, unscored, cls_interval)
+
+
+def finished(
+    batch: Batch, raw: Raw, unscored: Sequence[int], cls_interval: int | None = None
+) -> Embeddings:
+    """Do what finish does, for those who look for NaN and Inf themselves."""
     return Embeddings(
         dense=raw.dense,
         sparse=None if raw.weights is None else lexical(batch.tokens, raw.weights, unscored),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,16 @@ from m3rt.types import Ints, Ragged, Tokens, offsets, ragged
 # Tokenised at once, of either at most: bounds what the library holds beside the ids.
 CHUNK = 1024  # texts
 CHARACTERS = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """The tokens of one text, and where they stand in it."""
+
+    ids: list[int]
+    entries: list[str]  # of the vocabulary
+    added: list[int]  # 1 for a special token put around the text, which has no place in it
+    spans: list[tuple[int, int]]  # the first character of each, and the one after its last
 
 
 class Tokenizer:
@@ -39,6 +50,7 @@ class Tokenizer:
                 f"the tokenizer adds {len(specials)} special tokens to a text; expected one "
                 "before (<s> or [CLS]) and one after it (</s> or [SEP])"
             )
+        self._opening: Ints = specials[:1]
         self._closing: Ints = specials[1:]
         if cls_interval is not None and len(specials) != 2:
             raise ArtifactError(
@@ -80,9 +92,9 @@ class Tokenizer:
         """Number of token ids."""
         return int(self._backend.get_vocab_size(with_added_tokens=True))
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of these ids, special tokens included."""
-        text: str = self._backend.decode(list(ids), skip_special_tokens=False)
+    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
+        """Return the text of these ids, special tokens included unless they are to be skipped."""
+        text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special)
         return text
 
     def piece(self, token_id: int) -> str:
@@ -125,6 +137,36 @@ class Tokenizer:
                 ids = ragged(rows, np.int32)
             yield Tokens(ids, truncated)
 
+    def last(self, texts: Sequence[str], max_length: int) -> Tokens:
+        """Return what a call does, but of a text that is longer keep the last tokens.
+
+        Raises:
+            InputError: as a call does.
+        """
+        check_texts(texts)
+        chunks = pieces(map(len, texts))
+        return self._ends([ids for chunk in chunks for ids in self._ids(texts, chunk)], max_length)
+
+    def wrapped(self, rows: Sequence[Sequence[int]], max_length: int, left: bool = False) -> Tokens:
+        """Return token ids that somebody else made, as a call returns those of texts.
+
+        Args:
+            rows: ids of each text; special tokens are put around them, unless both are there.
+            max_length: tokens kept of a text.
+            left: keep the last tokens of a text that is longer, not the first ones.
+
+        Raises:
+            InputError: an id is none of the vocabulary's; names its place.
+        """
+        whole = [self._wrapped(ids, f"text {i}") for i, ids in enumerate(rows)]
+        if left:
+            return self._ends(whole, max_length)
+        full = self._with_cls(whole)
+        truncated = np.array([len(ids) > max_length for ids in full], np.bool_)
+        pairs = zip(full, truncated.tolist(), strict=True)
+        cut = [self._cut(ids, max_length) if long else ids for ids, long in pairs]
+        return Tokens(ragged(cut, np.int32), truncated)
+
     def lengths(self, texts: Sequence[str]) -> Ints:
         """Return how many tokens each text has before any cut, special tokens included."""
         check_texts(texts)
@@ -143,6 +185,28 @@ class Tokenizer:
             for chunk in pieces(map(len, texts))
             for ids in self._ids(texts, chunk, special=False)
         ]
+
+    def located(self, texts: Sequence[str], special: bool = True) -> Iterator[Pieces]:
+        """Return the tokens of each text and their places, uncut; without the CLS tokens of mcls.
+
+        Args:
+            texts: any number; some are tokenised at a time.
+            special: put the special tokens around each.
+
+        Raises:
+            InputError: an item is not a str, or holds a lone surrogate.
+        """
+        check_texts(texts)
+        for chunk in pieces(map(len, texts)):
+            try:
+                found = self._backend.encode_batch(list(texts[chunk]), add_special_tokens=special)
+            except (UnicodeEncodeError, TypeError):
+                for i, text in enumerate(texts[chunk], chunk.start):
+                    check_unicode(text, f"text {i}")
+                raise
+            for encoding in found:
+                added = encoding.special_tokens_mask
+                yield Pieces(encoding.ids, encoding.tokens, added, encoding.offsets)
 
     def around_pairs(self) -> tuple[Ints, Ints, Ints]:
         """Return the special tokens before, between and after the two texts of a pair.
@@ -170,6 +234,35 @@ class Tokenizer:
         rows = [encoding.ids for encoding in encodings]
         values = np.array(list(itertools.chain.from_iterable(rows)), np.int32)
         return Ragged(values, offsets(list(map(len, rows))))
+
+    def _wrapped(self, ids: Sequence[int], name: str) -> Ints:
+        """Check one text's ids, and put special tokens around them that are not there."""
+        found = np.array(ids, np.int64)
+        if len(bad := np.flatnonzero((found < 0) | (found >= self.vocab_size))):
+            raise InputError(
+                f"token {bad[0]} of {name} is {found[bad[0]]}, expected 0 to {self.vocab_size - 1}"
+            )
+        row = found.astype(np.int32)
+        closing = len(self._closing)
+        begins = len(row) > closing and row[0] == self._opening[0]
+        if begins and np.array_equal(row[-closing:], self._closing):
+            return row
+        return np.concatenate([self._opening, row, self._closing])
+
+    def _ends(self, rows: Sequence[Ints], max_length: int) -> Tokens:
+        """Return the opening token, the last ones and the closing ones of texts that are longer."""
+        longest = max_length
+        if self._cls_interval is not None:  # leave room for the CLS tokens that come in between
+            longest -= max_length // (self._cls_interval + 1)
+        kept = longest - 1
+        truncated = np.array(
+            [len(ids) > max_length for ids in self._with_cls(list(rows))], np.bool_
+        )
+        cut = [
+            np.concatenate([ids[:1], ids[len(ids) - kept :]]) if long else ids
+            for ids, long in zip(rows, truncated.tolist(), strict=True)
+        ]
+        return Tokens(ragged(self._with_cls(cut), np.int32), truncated)
 
     def _with_cls(self, rows: list[Ints]) -> list[Ints]:
         """Put further CLS tokens into long texts, if the model wants them."""

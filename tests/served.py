@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import uvicorn
 
 from m3rt import M3
-from m3rt.server.http.app import App
-from m3rt.server.http.surfaces import ROUTES
+from m3rt.server.http.assembly import assembled
+from m3rt.server.keys import Keys
 from m3rt.server.service import Service
 from m3rt.server.settings import Settings
 
@@ -28,17 +28,18 @@ class Served:
 
 
 @contextmanager
-def serving(settings: Settings, model: M3) -> Iterator[Served]:
-    """Run a server until the block ends."""
-    service = Service(settings, model)
-    config = uvicorn.Config(App(service, ROUTES), log_config=None, lifespan="off", access_log=False)
+def serving(settings: Settings, model: M3, kind: type[Service] = Service) -> Iterator[Served]:
+    """Run a server until the block ends; of another kind, to make the core refuse."""
+    service = kind(settings, model)
+    app = assembled(service, Keys.read(settings))
+    config = uvicorn.Config(app, log_config=None, lifespan="on", access_log=False)
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
-            while not server.started:
+            while not (server.started and service.ready):
                 assert thread.is_alive(), "the server did not start"
                 time.sleep(0.01)
             yield Served(f"http://127.0.0.1:{port}", service, model)

@@ -3,26 +3,82 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from m3rt.runtime import M3
+from m3rt.server.crew import Ran
+from m3rt.server.faults import Kind, RefusedError
+from m3rt.server.gather import gathered
+from m3rt.server.items import Request
+from m3rt.server.line import Terms
+from m3rt.server.room import Room, size_of
+from m3rt.server.scheduler import Bounds
 from m3rt.server.settings import Settings
-from m3rt.server.work import Answer, Ask, Sender, Timings
+from m3rt.server.stage import Stage, warm
+from m3rt.server.tokens import Prepared, prepared
+from m3rt.server.work import Answer, Ask, Lane, Sender, Spent, Timings
+from m3rt.types import Heads
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+LARGE = 1 << 16  # characters of a request that is tokenised apart, so that queries need not wait
+FEW = 16  # texts whose results are put together at once, in some 50 microseconds
+WATCH = 0.5  # seconds between looks at the engine
+
 
 class Service:
-    """Embeds for all surfaces. This one is a stand-in: one text of one request at a time."""
+    """Embeds for all surfaces, and knows whether it can.
+
+    It belongs to one event loop, from ``start`` to ``stop``. A model is opened and warmed up by
+    the caller, or by ``reload``.
+    """
 
     def __init__(self, settings: Settings, model: M3) -> None:
         self.settings = settings
-        self.model = model
-        self._pool = ThreadPoolExecutor(2, "m3rt-work")
+        self.room = Room(settings.max_memory)
+        self.watchers: list[Callable[[Ran], None]] = []  # told of every batch
+        self.closers: list[Callable[[], None]] = []  # called in the end
+        self.requests = 0  # of any kind that are at work
+        self._first = model
+        self._stage: Stage | None = None
+        self._stopping = False
+        self._closed = False
+        self._stuck = False
+        self._small = ThreadPoolExecutor(2, "m3rt-small")
+        self._large = ThreadPoolExecutor(2, "m3rt-large")
+        self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def model(self) -> M3:
+        """What serves now."""
+        return self._first if self._stage is None else self._stage.model
+
+    @property
+    def stage(self) -> Stage:
+        """The model that serves now, with its scheduler.
+
+        Raises:
+            RefusedError: it has not started.
+        """
+        if self._stage is None:
+            raise RefusedError(Kind.NOT_READY, "the server is starting", retry_after=1.0)
+        return self._stage
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to end."""
+        return self._stopping
+
+    @property
+    def started(self) -> bool:
+        """Whether the model was warmed up."""
+        return self._stage is not None
 
     @property
     def name(self) -> str:
@@ -32,29 +88,261 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether requests are answered: warmed up, not stopping, the engine well."""
-        return True
+        return self._stage is not None and not self._stopping and self.live
 
     @property
     def live(self) -> bool:
-        """Whether the process is worth keeping: the engine does not hang."""
-        return True
+        """Whether the process is worth keeping: the engine neither hangs nor lost its device."""
+        return not self._stuck and not (self._stage and self._stage.scheduler.lost)
+
+    async def start(self) -> None:
+        """Warm the model up, and answer from then on.
+
+        Raises:
+            EngineError: the engine fails.
+        """
+        self._stage = await self._staged(self._first)
+        self._watch = asyncio.create_task(self._watching())
+
+    async def swap(self, model: M3) -> None:
+        """Serve another model from now on: it is warmed up first, and no request is dropped.
+
+        What is begun is finished on the old one, which is closed then. Both are in memory
+        meanwhile.
+
+        Raises:
+            EngineError: the new engine fails; the old one goes on.
+        """
+        fresh = await self._staged(model)
+        old, self._stage = self.stage, fresh
+        await old.drained(self.settings.request_timeout)
+        await asyncio.to_thread(old.close, self.settings.engine_timeout)
+
+    def refuse(self) -> None:
+        """Be not ready any more: what is begun is finished, load balancers look elsewhere."""
+        self._stopping = True
+
+    async def stop(self, seconds: float) -> bool:
+        """Finish what is begun, then end; return whether all was finished in time."""
+        self.refuse()
+        if self._watch is not None:
+            self._watch.cancel()
+        done = True
+        if self._stage is not None:
+            done = await self._stage.drained(seconds)
+            self._closed = True
+            self._stage.scheduler.abandon(RefusedError(Kind.NOT_READY, "the server is stopping"))
+            done &= await asyncio.to_thread(self._stage.close, 5.0 if done else 0.1)
+        for close in self.closers:
+            await asyncio.to_thread(close)
+        for pool in (self._small, self._large):
+            pool.shutdown(wait=False, cancel_futures=True)
+        return done
 
     async def off(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do work in another thread: tokenisation, serialisation, scores."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, lambda: work(*args, **kwargs))
+        """Do work in another thread: serialisation, scores."""
+        return await self._in(self._small, work, *args, **kwargs)
+
+    async def off_large(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do work that takes longer than some milliseconds in a thread that no query waits for."""
+        return await self._in(self._large, work, *args, **kwargs)
+
+    @contextlib.contextmanager
+    def entered(self, sender: Sender) -> Iterator[None]:
+        """Count a request while it is at work, before any of its body is read.
+
+        Raises:
+            RefusedError: there are too many, it would wait too long, or the server is not ready.
+        """
+        self._check_ready()
+        if self.requests >= self.settings.max_concurrent_requests:
+            raise RefusedError(
+                Kind.OVERLOADED, f"{self.requests} requests are at work", retry_after=1.0
+            )
+        lane = Lane.INTERACTIVE if sender.lane is None else sender.lane
+        if sender.lane is not None:
+            self.stage.scheduler.admit(sender.client, lane, sender.deadline)
+        self.requests += 1
+        try:
+            yield
+        finally:
+            self.requests -= 1
 
     async def embed(self, ask: Ask, sender: Sender) -> Answer:
         """Embed the texts of a request.
 
         Raises:
             RefusedError: it cannot be answered; says why.
+            EngineError: the engine failed on a text of it.
         """
+        self._check_ready()
         begun = time.perf_counter()
-        texts = [str(text) for text in ask.inputs]
-        tokens = await self.off(self.model.tokenize, texts, max_length=ask.max_length)
-        cut = time.perf_counter()
-        found = await self.off(self.model.encode_tokens, tokens, ask.heads)
-        done = time.perf_counter()
-        spent = Timings(cut - begun, 0.0, done - cut, done - begun)
-        return Answer(found, tokens, spent, sum(map(len, texts)))
+        stage = self.stage
+        with stage.entered():
+            heads = self._check(stage.model, ask)
+            ready = await self._prepared(stage.model, ask)
+            tokenised = time.perf_counter()
+            lane = sender.lane
+            if lane is None:
+                few = len(ask.inputs) <= self.settings.interactive_texts
+                lane = Lane.INTERACTIVE if few else Lane.BULK
+            hold = self.room.take(
+                size_of(
+                    stage.model.manifest,
+                    heads,
+                    len(ready.keys),
+                    len(ready.tokens.ids.values),
+                    ask.bytes_per_number,
+                )
+            )
+            if sender.trail is not None:
+                sender.trail.holds.append(hold)
+            try:
+                request = self._request(ready, heads, lane, sender)
+                await self._ran(stage, request, ready)
+                parts = [part for part in request.parts if part is not None]
+                join = len(parts) > FEW
+                found = (
+                    await self.off(gathered, request, parts) if join else gathered(request, parts)
+                )
+            finally:
+                if sender.trail is None:
+                    hold.release()
+        spent = Timings(
+            tokenised - begun,
+            max(0.0, request.waited),
+            max(0.0, request.ended - request.began),
+            time.perf_counter() - begun,
+        )
+        if sender.trail is not None:
+            sender.trail.spent.append(summary(request, ready, spent))
+            if self.settings.log_texts:
+                sender.trail.inputs.extend(ask.inputs)
+        return Answer(found, request.tokens, spent, ready.characters, request.shared)
+
+    def _request(self, ready: Prepared, heads: Heads, lane: Lane, sender: Sender) -> Request:
+        count = len(ready.keys)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        return Request(
+            ready.tokens, heads, lane, sender, done, time.monotonic(), [None] * count, count
+        )
+
+    async def _ran(self, stage: Stage, request: Request, ready: Prepared) -> None:
+        """Have the texts run, and wait until they have or the deadline passes."""
+        deadline = request.sender.deadline
+        remaining = None if deadline is None else deadline - time.monotonic()
+        if remaining is not None and remaining <= 0:
+            raise RefusedError(Kind.EXPIRED, "the request's deadline passed before it ran")
+        try:
+            stage.scheduler.submit(request, ready.keys)
+            async with asyncio.timeout(remaining):
+                await request.done
+        except TimeoutError:
+            raise RefusedError(
+                Kind.EXPIRED, "the request's deadline passed; what had not run is dropped"
+            ) from None
+        finally:
+            stage.scheduler.forget(request)
+
+    async def _prepared(self, model: M3, ask: Ask) -> Prepared:
+        characters = sum(map(len, ask.inputs))
+        least = len(ask.inputs) * model.tokenizer.min_length
+        if least > self.settings.max_request_tokens:
+            raise self._too_large(least)
+        pool = self._small if characters <= LARGE else self._large
+        ready = await self._in(pool, prepared, model, ask)
+        if (tokens := len(ready.tokens.ids.values)) > self.settings.max_request_tokens:
+            raise self._too_large(tokens)
+        return ready
+
+    def _check(self, model: M3, ask: Ask) -> Heads:
+        """Return the heads to compute."""
+        count, most = len(ask.inputs), self.settings.max_client_batch_size
+        if not count:
+            raise RefusedError(Kind.EMPTY, "there are no texts", param="inputs")
+        if count > most + 1:  # a query comes with as many texts as it is to rank
+            raise RefusedError(
+                Kind.TOO_MANY, f"{count} texts, at most {most} are taken at a time", param="inputs"
+            )
+        if ask.heads == Heads.ALL:
+            return model.heads
+        if lacking := ask.heads & ~model.heads:
+            raise RefusedError(
+                Kind.UNSUPPORTED,
+                f"this model has no {' and no '.join(lacking.names)} head, only "
+                f"{', '.join(model.heads.names)}",
+            )
+        return ask.heads
+
+    def _check_ready(self) -> None:
+        if self._stuck:
+            raise RefusedError(Kind.NOT_READY, "the engine does not answer", retry_after=10.0)
+        if self.stage.scheduler.lost:
+            raise RefusedError(Kind.NOT_READY, "the engine's device was lost")
+        if self._closed:
+            raise RefusedError(Kind.NOT_READY, "the server is stopping", retry_after=10.0)
+
+    def _too_large(self, tokens: int) -> RefusedError:
+        most = self.settings.max_request_tokens
+        return RefusedError(Kind.TOO_MANY, f"{tokens} tokens, at most {most} are taken at a time")
+
+    async def _staged(self, model: M3) -> Stage:
+        """Warm a model up, and give it a scheduler."""
+        limits = model.engine.limits
+        most = min(limits.max_tokens, self.settings.max_batch_tokens or limits.max_tokens)
+        limits = dataclasses.replace(limits, max_tokens=most)
+        taken = await asyncio.to_thread(warm, model, limits)
+        stage = Stage(
+            model,
+            limits,
+            asyncio.get_running_loop(),
+            Terms(self.settings.ageing, self.settings.bulk_share, self.settings.quantum),
+            Bounds(
+                (self.settings.max_wait, self.settings.max_wait_bulk),
+                self.settings.max_queue_tokens,
+            ),
+            self.settings.cache_bytes,
+            self._observe,
+        )
+        for tokens, seconds in taken:
+            stage.scheduler.learn(tokens, seconds)
+        return stage
+
+    def _observe(self, ran: Ran) -> None:
+        for watcher in self.watchers:
+            watcher(ran)
+
+    async def _watching(self) -> None:
+        """Look whether the engine hangs, again and again."""
+        while True:
+            await asyncio.sleep(WATCH)
+            scheduler = self.stage.scheduler
+            stuck = scheduler.stuck(self.settings.engine_timeout)
+            if stuck and not self._stuck:
+                scheduler.abandon(RefusedError(Kind.NOT_READY, "the engine does not answer"))
+            self._stuck = stuck
+
+    async def _in(
+        self,
+        pool: ThreadPoolExecutor,
+        work: Callable[P, T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(pool, lambda: work(*args, **kwargs))
+
+
+def summary(request: Request, ready: Prepared, timings: Timings) -> Spent:
+    """Return what is said of a request where texts are not to be seen."""
+    tokens = request.tokens
+    return Spent(
+        len(tokens.ids),
+        len(tokens.ids.values),
+        ready.characters,
+        request.shared,
+        int(tokens.truncated.sum()),
+        request.heads,
+        request.lane,
+        timings,
+    )

@@ -25,6 +25,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 SMALL = 32 << 10  # bytes of a body that is decoded at once, in some 50 microseconds
+SPARED = 32 << 20  # bytes beyond the most that are read, and thrown away, before a refusal
 PIECE = 64 << 10  # bytes sent at once: what a client that does not read can make us hold beside
 
 
@@ -53,14 +54,19 @@ async def read(receive: Receive, headers: Mapping[str, str], most: int, seconds:
                 if message["type"] == "http.disconnect":
                     raise ClientGoneError
                 part: bytes = message.get("body", b"")
-                parts.append(part)
                 size += len(part)
+                if size <= most:
+                    parts.append(part)
+                else:  # a client reads no answer before it has sent all
+                    parts.clear()
+                if size <= most + SPARED and message.get("more_body"):
+                    continue
                 if size > most:
+                    found = declared or f"over {most}"
                     raise RefusedError(
-                        Kind.TOO_LARGE, f"the body has over {most} bytes, which are the most taken"
+                        Kind.TOO_LARGE, f"the body has {found} bytes, at most {most} are taken"
                     )
-                if not message.get("more_body"):
-                    return parts[0] if len(parts) == 1 else b"".join(parts)
+                return parts[0] if len(parts) == 1 else b"".join(parts)
     except TimeoutError:
         raise RefusedError(
             Kind.TOO_SLOW, f"the body did not come within {seconds:g} s; {size} bytes did"

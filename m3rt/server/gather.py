@@ -1,0 +1,42 @@
+"""Results of a request's texts, out of those of the batches that they ran in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from m3rt.heads import merge
+from m3rt.server.items import Part, Request
+from m3rt.types import Batch, Embeddings, Heads
+
+
+def gathered(request: Request, parts: Sequence[Part]) -> Embeddings:
+    """Put the results of all texts of a request into its order."""
+    by_batch: dict[int, tuple[Embeddings, list[int], list[int]]] = {}
+    for row, part in enumerate(parts):
+        _, rows, places = by_batch.setdefault(id(part.found), (part.found, [], []))
+        rows.append(row)
+        places.append(part.place)
+    chosen = [
+        (Batch(request.tokens.ids, np.array(rows), 0), only(found, request.heads).take(places))
+        for found, rows, places in by_batch.values()
+    ]
+    if len(chosen) == 1:  # rows come in order
+        return dataclasses.replace(
+            chosen[0][1],
+            n_tokens=request.tokens.ids.lengths,
+            truncated=request.tokens.truncated,
+        )
+    return merge(request.tokens, chosen, chosen[0][1])
+
+
+def only(found: Embeddings, heads: Heads) -> Embeddings:
+    """Return results without the heads that others asked for."""
+    return dataclasses.replace(
+        found,
+        dense=found.dense if Heads.DENSE in heads else None,
+        sparse=found.sparse if Heads.SPARSE in heads else None,
+        colbert=found.colbert if Heads.COLBERT in heads else None,
+    )
