@@ -240,7 +240,7 @@ def main(
     pid: Annotated[int | None, typer.Option(help="Its process.")] = None,
 ) -> None:
     """Run, and write the result; exits with 1 if something was that must not be."""
-    model = server.tiny(work)
+    model = server.small(work)
     numbers = range(requests) if only is None else range(only, only + 1)
     with reached(url, pid, model, engine) as peer:
         found = besieged(peer, api.load(model, engine), numbers, seed)

@@ -23,12 +23,13 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from benchmarks.checkpoint import TINY, make
+from benchmarks.checkpoint import TINY, Shape, make
 from m3rt import export
 from m3rt.connection import Pool
 from m3rt.payloads import ROUTE, body
 
 PATIENCE = 600.0  # seconds until a server is ready
+SHAPES = {"tiny": TINY, "middle": Shape(hidden=384, layers=12, heads=6, ffn=1536)}
 GRACE = 60.0  # seconds for it to stop
 READ = 1 << 20
 GAUGE = re.compile(r"^(m3rt_\w+) ([-+.\w]+)$", re.MULTILINE)
@@ -109,11 +110,11 @@ def reached(
             yield peer
 
 
-def tiny(folder: Path) -> Path:
-    """Return a model of two layers, made and exported where it is not there."""
-    model = folder / "tiny"
+def small(folder: Path, name: str = "tiny") -> Path:
+    """Return a small model, made and exported where it is not there."""
+    model = folder / name
     if not model.exists():
-        export.run(str(make(folder / "tiny-checkpoint", TINY)), model)
+        export.run(str(make(folder / f"{name}-checkpoint", SHAPES[name])), model)
     return model
 
 
@@ -148,7 +149,7 @@ def gauges(url: str) -> dict[str, float]:
     finally:
         connection.close()
     kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
-    return {name: float(value) for name, value in GAUGE.findall(text) if kinds[name] == "gauge"}
+    return {name: float(value) for name, value in GAUGE.findall(text) if kinds.get(name) == "gauge"}
 
 
 @dataclass

@@ -3,8 +3,9 @@
     python -m benchmarks.serving --data SHARED_DATA --work FOLDER --engine openvino:bf16 --json OUT
     python -m benchmarks.serving --tiny --work FOLDER --json OUT
 
-On random weights of BGE-M3's full size and its real tokenizer, or on two small layers (--tiny: to
-try it). The server is a process of its own, m3rt serve; the direct results are of the same engine
+On random weights of BGE-M3's full size and its real tokenizer, or on a small network, to try it:
+--tiny, which HTTP costs more than its engine, so that overload is that of HTTP, or --middle. The
+server is a process of its own, m3rt serve; the direct results are of the same engine
 in this process. The parts:
 
 overhead    one query at a time, over a connection that stays, against M3.encode of the same text,
@@ -68,6 +69,7 @@ class Trial:
     slo_ms: float | None
     heads: tuple[str, ...]
     form: str
+    overload: tuple[float, ...] = OVERLOAD
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -143,7 +145,7 @@ async def under_load(trial: Trial, settings: LoadSettings) -> dict[str, Any]:
         raise RuntimeError("the server answered nothing")
     runs: list[Run] = []
     found: dict[str, Any] = {"capacity": asdict(capacity), "steady": [], "overload": []}
-    for share in (*STEADY, *OVERLOAD):
+    for share in (*STEADY, *trial.overload):
         typer.echo(f"{share:g} of {capacity.rate:.4g} requests a second")
         with Watch(trial.peer) as watch:
             run = await load.at(share * capacity.rate, share)
@@ -302,6 +304,7 @@ def main(
     result: Annotated[Path, typer.Option("--json", help="File to write.")],
     data: Annotated[Path | None, typer.Option(help="Shared data: tokenizer, config.")] = None,
     tiny: Annotated[bool, typer.Option("--tiny", help="Two small layers, to try it.")] = False,
+    middle: Annotated[bool, typer.Option("--middle", help="Twelve, a third as wide.")] = False,
     engine: str = "cpu",
     mix: str = "queries",
     heads: str = "dense,sparse,colbert",
@@ -314,8 +317,9 @@ def main(
     html: Annotated[Path | None, typer.Option(help="Page with plots to write.")] = None,
 ) -> None:
     """Measure, and write the result."""
-    if tiny:
-        model = server.tiny(work)
+    size = "tiny" if tiny else "middle" if middle else "full size"
+    if size in server.SHAPES:
+        model = server.small(work, size)
     elif data is None:
         raise typer.BadParameter("--data is needed for the full size; or pass --tiny")
     else:
@@ -330,7 +334,7 @@ def main(
     about["versions"] |= versions()
     kept = {
         "machine": about,
-        "model": "tiny" if tiny else "full size, random weights",
+        "model": f"{size}, random weights",
         "engine": opened.engine.name,
         "mix": mix,
         **found,

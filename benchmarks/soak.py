@@ -98,8 +98,8 @@ class Soak:
             "bad": self.bad,
         }
 
-    async def prepare(self) -> list[str]:
-        """Make questions for the routes that are there; return those routes."""
+    async def prepare(self, questions: int = QUESTIONS) -> list[str]:
+        """Make so many questions, for the routes that are there; return those routes."""
         truth, draw = self._truth, self._draw
         truth.name = await server.named(self._pool)
         makers: list[Callable[[list[int]], Question]] = [
@@ -118,7 +118,7 @@ class Soak:
                 there.append(make)
         # m3rt's own route in every form, as far as the server has it
         known = len(truth.texts)
-        while len(self._questions) < QUESTIONS:
+        while len(self._questions) < questions:
             size = draw.choice((1, 1, 1, 1, 1, 1, 2, 2, 4, 16))
             self._questions.append(draw.choice(there)([draw.randrange(known) for _ in range(size)]))
         if await self._lacks_tensors():
@@ -245,12 +245,26 @@ def texts_of(model: M3) -> list[str]:
 
 
 def soaked(
-    peer: Peer, model: M3, requests: int, seed: int = 0, look: float = 1.0
+    peer: Peer,
+    model: M3,
+    requests: int,
+    seed: int = 0,
+    questions: int = QUESTIONS,
+    look: float = 1.0,
 ) -> dict[str, Any]:
-    """Send requests; return what became of them, and what the server held."""
+    """Send requests; return what became of them, and what the server held.
+
+    Args:
+        peer: the server.
+        model: the same, for direct results.
+        requests: how many, at least.
+        seed: of what is sent.
+        questions: how many are distinct.
+        look: seconds between looks at the server's process.
+    """
     soak = Soak(peer, Truth(model, texts_of(model)), seed)
     with asyncio.Runner(loop_factory=event_loop) as runner:
-        routes = runner.run(soak.prepare())
+        routes = runner.run(soak.prepare(questions))
         begun = time.monotonic()
         with Watch(peer, look, metrics=True) as watch:
             runner.run(soak.run(requests))
@@ -294,7 +308,7 @@ def main(
     seed: int = 0,
 ) -> None:
     """Run, and write the result; exits with 1 if an answer was wrong or unexpected."""
-    model = server.tiny(work)
+    model = server.small(work)
     count = requests if requests is not None else round(3600 * hours * rate)
     with reached(url, pid, model, engine) as peer:
         found = soaked(peer, api.load(model, engine), count, seed)

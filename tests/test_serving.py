@@ -33,7 +33,8 @@ def of(served: Served) -> Peer:
 
 
 def test_what_serving_costs_is_measured(served: Served) -> None:
-    trial = serving.Trial(of(served), served.model, "queries", 0.4, 3, 500.0, ("dense",), "json")
+    heads = ("dense",)
+    trial = serving.Trial(of(served), served.model, "queries", 0.3, 3, 50.0, heads, "json", (1.5,))
     found = serving.measured(trial)
     figures = found.pop("figures")
     page = report.document("m3rt serve", [], figures, serving.sheets(found))
@@ -46,9 +47,9 @@ def test_what_serving_costs_is_measured(served: Served) -> None:
         assert one["served_ms"]["n"] == one["direct_ms"]["n"] == 3
         assert one["served_ms"]["p50"] > one["direct_ms"]["p50"] > 0
     assert found["engine_ms"]["n"] == 64
-    assert found["settings"]["deadline_ms"] == 500
+    assert found["settings"]["deadline_ms"] == 50
     assert [part["run"]["load"] for part in found["steady"]] == [0.5, 0.8]
-    assert [part["run"]["load"] for part in found["overload"]] == [2, 10]
+    assert [part["run"]["load"] for part in found["overload"]] == [1.5]
     for part in (*found["steady"], *found["overload"]):
         assert part["run"]["wrong"] == part["run"]["unchecked"] == 0
         assert part["memory"]["peak_bytes"] >= part["memory"]["before_bytes"] > 0
@@ -59,7 +60,7 @@ def test_what_serving_costs_is_measured(served: Served) -> None:
 
 
 def test_a_soak_compares_every_answer(served: Served) -> None:
-    found = soak.soaked(of(served), served.model, 150, look=0.2)
+    found = soak.soaked(of(served), served.model, 150, questions=60, look=0.2)
     assert found["requests"] >= 150
     assert (found["wrong"], found["unexpected"]) == (0, 0), found
     assert set(found["right_answers"]) == set(found["surfaces"])
@@ -67,7 +68,7 @@ def test_a_soak_compares_every_answer(served: Served) -> None:
     assert found["trends"]["rss"]["most"] > 0
     assert found["trends"]["fds"]["last"] > 0
     # what waits for an answer got one
-    assert sum(found["outcomes"].values()) >= found["kinds"]["plain"] + soak.QUESTIONS // 2
+    assert sum(found["outcomes"].values()) >= found["kinds"]["plain"] + 30
 
 
 def test_hostile_requests_leave_it_well(served: Served) -> None:
@@ -81,10 +82,10 @@ def test_hostile_requests_leave_it_well(served: Served) -> None:
 
 def test_a_request_is_made_again_from_its_number() -> None:
     before = copy.deepcopy(dict(BODIES))
-    first, second = ([attack(7, i, BODIES) for i in range(600)] for _ in range(2))
+    first, second = ([attack(7, i, BODIES) for i in range(3000)] for _ in range(2))
     assert first == second
     assert before == BODIES
-    assert len({one.data for one in first}) > 550
+    assert len({one.data for one in first}) > 2000
     names = " ".join(one.name for one in first)
     for name in (*("replaced", "long_text", "deep", "odd_number", "odd_encoding", "flipped"),):
         assert name in names
