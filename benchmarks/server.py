@@ -149,7 +149,11 @@ def gauges(url: str) -> dict[str, float]:
     finally:
         connection.close()
     kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
-    return {name: float(value) for name, value in GAUGE.findall(text) if kinds.get(name) == "gauge"}
+    return {
+        name: float(value)
+        for name, value in GAUGE.findall(text)
+        if kinds.get(name) == "gauge" and not name.endswith("_created")
+    }
 
 
 @dataclass
