@@ -32,8 +32,8 @@ from m3rt.server.http.native import (
 from m3rt.server.http.replies import Reply, dumps
 from m3rt.server.http.routes import Call, Route
 from m3rt.server.service import Service
-from m3rt.server.work import Answer, Ask, Cut, Input
-from m3rt.types import Embeddings, Floats, Heads
+from m3rt.server.work import Answer, Ask, Cut, Input, Sender
+from m3rt.types import Floats, Heads
 
 MOST_CELLS = 2**20  # similarities of an explanation: some 10 MB of JSON
 
@@ -113,21 +113,10 @@ class ScoreReply(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """Scores (n, m) of n queries and m passages, and what they were computed from."""
+    """Scores of n queries and m passages, (n, m) or (n,), and what they were computed from."""
 
     scores: Scores
     answer: Answer  # the queries, then the passages
-    n_queries: int
-
-    @property
-    def queries(self) -> Embeddings:
-        """The queries' embeddings."""
-        return self.answer.embeddings.take(range(self.n_queries))
-
-    @property
-    def passages(self) -> Embeddings:
-        """The passages' embeddings."""
-        return self.answer.embeddings.take(range(self.n_queries, len(self.answer.embeddings)))
 
 
 def usual(service: Service) -> Weights:
@@ -160,8 +149,22 @@ async def scored(
     weights: Weights,
     max_length: int | None = None,
     cut: Cut = Cut.RIGHT,
+    *,
+    sender: Sender | None = None,
+    paired: bool = False,
 ) -> Scored:
     """Embed queries and passages in one request, and score each query against each passage.
+
+    Args:
+        call: whose service embeds.
+        queries: n texts.
+        passages: m texts.
+        heads: that count.
+        weights: of the heads in the combined score.
+        max_length: tokens kept of a text.
+        cut: of a text that is longer.
+        sender: the call's own, where it is None.
+        paired: score query i against passage i instead, (n,).
 
     Raises:
         RefusedError: no query or no passage, or the texts cannot be embedded.
@@ -171,13 +174,14 @@ async def scored(
         if not texts:
             raise RefusedError(Kind.EMPTY, f"there is no {name}, expected at least one")
     ask = Ask([*queries, *passages], heads, max_length, cut)
-    answer = await call.service.embed(ask, call.sender)
+    answer = await call.service.embed(ask, sender or call.sender)
 
     def compute() -> Scored:
         n, embeddings = len(queries), answer.embeddings
         rest = range(n, len(embeddings))
-        scores = score.matrix(embeddings.take(range(n)), embeddings.take(rest), weights)
-        return Scored(scores, answer, n)
+        scorer = score.pairs if paired else score.matrix
+        scores = scorer(embeddings.take(range(n)), embeddings.take(rest), weights)
+        return Scored(scores, answer)
 
     return await call.service.off(compute)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from m3rt.server.http import native, scoring
+from m3rt.server.http import cohere, native, rerank, scoring, vllm
 from m3rt.server.http.routes import Route
 
 ROUTES: tuple[Route, ...] = (
     *native.ROUTES,
     *scoring.ROUTES,
+    *vllm.ROUTES,
+    *rerank.ROUTES,
+    *cohere.ROUTES,
 )
