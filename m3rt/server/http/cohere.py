@@ -92,7 +92,9 @@ class EmbedRequest(msgspec.Struct):
 class Embeddings(msgspec.Struct):
     """The vectors in each type that was asked for."""
 
-    float: list[list[float]] | msgspec.UnsetType = msgspec.UNSET
+    floats: list[list[float]] | msgspec.UnsetType = msgspec.field(
+        default=msgspec.UNSET, name="float"
+    )
     base64: list[str] | msgspec.UnsetType = msgspec.UNSET
     binary: list[list[int]] | msgspec.UnsetType = msgspec.UNSET
     ubinary: list[list[int]] | msgspec.UnsetType = msgspec.UNSET
