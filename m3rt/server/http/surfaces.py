@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from m3rt.server.http import cohere, native, rerank, scoring, vllm
+from m3rt.server.http import cohere, native, page, rerank, scoring, vllm
 from m3rt.server.http.routes import Route
 
 ROUTES: tuple[Route, ...] = (
@@ -11,4 +11,5 @@ ROUTES: tuple[Route, ...] = (
     *vllm.ROUTES,
     *rerank.ROUTES,
     *cohere.ROUTES,
+    *page.ROUTES,
 )
