@@ -145,6 +145,22 @@ def test_weights_count_in_the_page(page: Page, served: Served) -> None:
 
 
 @in_browser
+def test_weights_of_the_server(browser: Page, model_dir: Path, model: m3rt.M3) -> None:
+    weights = (3.0, 1 / 3, 1.0)  # no places of a slider
+    with serving(Settings(model_dir, weights=weights), model) as found:
+        body = {"query": QUERY, "passages": PASSAGES}
+        answer = httpx.post(f"{found.url}/v1/m3/score", json=body).raise_for_status().json()
+        expected = np.float32(answer["scores"]["combined"][0])
+        browser.open(f"{found.url}/")
+        browser.ask(QUERY, PASSAGES)
+        assert order(browser) == np.argsort(-expected, kind="stable").tolist()
+        close(browser.numbers(".card .combined"), np.sort(expected)[::-1])
+        assert browser.numbers(".weights output") == [3.0, 0.33, 1.0]
+        browser.one("#w-colbert").send_keys(Keys.ARROW_LEFT)
+        assert browser.numbers(".weights output") == [3.0, 0.33, 0.9]
+
+
+@in_browser
 def test_tokens_are_shaded_by_their_weights(page: Page, served: Served) -> None:
     page.ask(QUERY, PASSAGES)
     found = served.model.encode([QUERY, *PASSAGES])
@@ -259,6 +275,8 @@ def test_hostile_texts_stay_texts(page: Page, served: Served) -> None:
     # nor could a mistake in the page make them more: the browser refuses markup from text
     refused = "try { document.body.innerHTML = 'x'; return '' } catch (e) { return e.name }"
     assert page.run(refused) == "TypeError"
+    complaints = [entry["message"] for entry in page.driver.get_log("browser")]
+    assert ["TrustedHTML" in complaint for complaint in complaints] == [True]
 
 
 @in_browser

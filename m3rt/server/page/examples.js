@@ -4,13 +4,13 @@ export const EXAMPLES = [
   {
     name: "English",
     lang: "en",
-    query: "How does caffeine keep us awake?",
+    query: "How do plants get energy from the sun?",
     passages: [
-      "Caffeine blocks the receptors of adenosine in the brain, so that we do not feel tired.",
-      "A cup of coffee in the evening keeps many people awake for hours.",
-      "Adenosine is made while we are awake, and makes us sleepy in the end.",
-      "Coffee is grown in more than seventy countries, most of it in Brazil.",
-      "The train to the coast leaves at seven in the morning.",
+      "Plants use light to make sugar from water and air.",
+      "The energy of the sun drives the growth of plants.",
+      "Las plantas usan la luz del sol.",
+      "Solar panels turn light into electric power.",
+      "Many birds fly south in the winter.",
     ],
   },
   {

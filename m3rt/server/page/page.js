@@ -11,9 +11,10 @@ const MOST_SHARED = 10; // rows of a table; the products of the rest are summed
 const KEY = "m3rt-key";
 
 let info = null; // what the server is
-let usual = { dense: 0.4, sparse: 0.2, colbert: 0.4 };
+let usual = { dense: 0.4, sparse: 0.2, colbert: 0.4 }; // weights, until the server has told its own
+let weights = { ...usual }; // those that count: a slider may have no place for the server's
 let running = null; // the request that is under way
-let shown = null; // { cards, bounds, heaviest weight }
+let cards = []; // those that are shown, in the order of the passages
 
 // -- the server ----------------------------------------------------------------------------------
 
@@ -141,7 +142,7 @@ function show(answer) {
   const heaviestWeight = range([query, ...passages].map((text) => text.weights ?? []))[1];
   const [low, high] = range(passages.flatMap((passage) => passage.alignment ?? []));
   const bounds = [Math.max(low, 0), Math.max(high, 0)]; // less than 0 is no match, like 0
-  shown = { cards: passages.map((passage) => card(passage, query, heaviestWeight, bounds)) };
+  cards = passages.map((passage) => card(passage, query, heaviestWeight, bounds));
   write($("query-tokens"), query, heaviestWeight);
   facts($("query-facts"), query);
   for (const head of HEADS) {
@@ -231,14 +232,13 @@ function words(passage, common) {
 // -- the weights ---------------------------------------------------------------------------------
 
 function weigh() {
-  const weights = Object.fromEntries(HEADS.map((head) => [head, Number($(`w-${head}`).value)]));
   for (const head of HEADS) {
+    const slider = $(`w-${head}`);
     document.querySelector(`output[for=w-${head}]`).textContent = number(weights[head], 2);
-    $(`w-${head}`).style.setProperty("--at", `${weights[head] * 100}%`);
+    slider.style.setProperty("--at", `${(slider.value / slider.max) * 100}%`);
   }
   $("reset").disabled = HEADS.every((head) => weights[head] === usual[head]);
-  if (!shown) return;
-  for (const item of shown.cards) {
+  for (const item of cards) {
     const added = parts(item.passage.scores, weights);
     item.sum = sum(added);
     item.node.querySelector(".combined").textContent = number(item.sum);
@@ -248,7 +248,7 @@ function weigh() {
     }
   }
   // sort is stable: equal sums keep the passages' order
-  place([...shown.cards].sort((a, b) => b.sum - a.sum).map(({ node }) => node));
+  place([...cards].sort((a, b) => b.sum - a.sum).map(({ node }) => node));
 }
 
 /** Put the cards in this order; those that move glide there. */
@@ -275,7 +275,8 @@ function legend(most) {
 }
 
 function reset() {
-  for (const head of HEADS) $(`w-${head}`).value = usual[head];
+  weights = { ...usual };
+  for (const head of HEADS) $(`w-${head}`).value = weights[head];
   weigh();
 }
 
@@ -289,6 +290,8 @@ async function introduce() {
   $("info-length").textContent = plural(info.max_length, "token");
   $("info").hidden = false;
   document.title = `${info.model} · m3rt playground`;
+  const most = Math.max(1, ...Object.values(usual));
+  for (const head of HEADS) Object.assign($(`w-${head}`), { max: most, step: most / 20 });
   reset();
 }
 
@@ -313,7 +316,10 @@ document.addEventListener("keydown", (event) => {
   }
 });
 $("ask").addEventListener("input", edited);
-$("weights").addEventListener("input", weigh);
+$("weights").addEventListener("input", ({ target }) => {
+  weights[target.id.slice(2)] = Number(target.value);
+  weigh();
+});
 $("reset").addEventListener("click", reset);
 reset();
 fill(EXAMPLES[0]);

@@ -2,7 +2,8 @@
 
 export const HEADS = ["dense", "sparse", "colbert"];
 
-export const number = (value, digits = 3) => value.toFixed(digits);
+/** Write a number; one that rounds to 0 has no sign. */
+export const number = (value, digits = 3) => value.toFixed(digits).replace(/^-(?=[0.]*$)/, "");
 
 export const plural = (count, noun) =>
   `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
