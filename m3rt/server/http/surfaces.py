@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from m3rt.server.http import cohere, native, rerank, scoring, vllm
+from m3rt.server.http import cohere, native, openapi, rerank, scoring, vllm
 from m3rt.server.http.routes import Route
 
-ROUTES: tuple[Route, ...] = (
+SURFACES: tuple[Route, ...] = (
     *native.ROUTES,
     *scoring.ROUTES,
     *vllm.ROUTES,
     *rerank.ROUTES,
     *cohere.ROUTES,
 )
+ROUTES: tuple[Route, ...] = (*SURFACES, *openapi.routes(SURFACES))
