@@ -156,23 +156,19 @@ def route(path: str, method: str, operation: Schema, components: Schema) -> str:
 
 def fields(title: str, schema: Schema, components: Schema) -> str:
     """Return tables of an object's fields, and of those of the objects in it."""
-    direct = (
-        [schema["$ref"]]
-        if "$ref" in schema
-        else [s["$ref"] for s in schema.get("anyOf", ()) if "$ref" in s]
-    )
-    if not direct:
-        return f'<p class="dim">{escape(title)}: <code>{kind(schema)}</code></p>'
-    names = dict.fromkeys(component(ref) for ref in direct)
-    for name in names.copy():
-        names |= dict.fromkeys(referred(components[name], components))
     parts = []
+    direct = [part["$ref"] for part in (schema, *schema.get("anyOf", ())) if "$ref" in part]
+    if not direct:
+        parts.append(f'<p class="dim">{escape(title)}: {kind(schema)}</p>')
+    names = dict.fromkeys(map(component, direct))
+    names |= dict.fromkeys(referred(schema, components))
     for place, name in enumerate(names):
         found = components[name]
         label = f"{escape(title)}: " if place < len(direct) else ""
         text = f"{label}<b>{escape(short(name))}</b>. {marked(found.get('description', ''))}"
-        told = any("description" in part for part in found["properties"].values())
-        rows = "".join(field(key, part, found, told) for key, part in found["properties"].items())
+        inside = found.get("properties", {})
+        told = any("description" in part for part in inside.values())
+        rows = "".join(field(key, part, found, told) for key, part in inside.items())
         columns = ("field", "type", "default", *(("meaning",) if told else ()))
         parts.append(table(text, columns, rows))
     return "".join(parts)
