@@ -77,12 +77,13 @@ def all_outputs() -> list[Literal["dense", "sparse", "colbert"]]:
 class EmbedRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Texts to embed.
 
-    ``input_type`` changes nothing, as M3 has no prompts. ``truncate`` is the side to cut a text
-    that is too long, or whether to cut it at all; the server's setting by default.
-    ``sparse_format`` is that of JSON: csr is ``{"indices": [id], "values": [weight]}``, pairs is
-    ``[[id, weight]]``, dict is ``{"id": weight}``, as FlagEmbedding has it. ``tokens`` adds the
-    tokens of each text, as the vocabulary has them. Binary answers, asked for by the header
-    Accept, heed ``dtype``, and neither ``format`` nor ``sparse_format``.
+    ``outputs`` are all that the model has by default. ``input_type`` changes nothing, as M3 has no
+    prompts. ``truncate`` is the side to cut off a text that is too long, or whether to cut it at
+    all; the server's setting by default. ``sparse_format`` is that of JSON: csr is
+    ``{"indices": [id], "values": [weight]}``, pairs is ``[[id, weight]]``, dict is
+    ``{"id": weight}``, as FlagEmbedding has it. ``tokens`` adds the tokens of each text, as the
+    vocabulary has them. Binary answers, asked for by the header Accept, heed ``dtype``, and neither
+    ``format`` nor ``sparse_format``.
     """
 
     inputs: str | list[str]
@@ -288,4 +289,16 @@ def pieces(answer: Answer, row: int, model: M3) -> tuple[list[str], NDArray[np.f
 
 
 MEDIA = (JSON, *binary.WRITERS)
-ROUTES = (Route("POST", "/v1/m3/embed", embed, shape, EmbedRequest, EmbedReply, media=MEDIA[1:]),)
+ROUTES = (
+    Route(
+        "POST",
+        "/v1/m3/embed",
+        embed,
+        shape,
+        EmbedRequest,
+        EmbedReply,
+        media=MEDIA[1:],
+        kinds=(Kind.UNACCEPTABLE,),
+        example={"inputs": ["what is BGE-M3?"], "outputs": ["sparse"], "tokens": True},
+    ),
+)

@@ -49,6 +49,7 @@ class Route:
         observed: counted as inference in the metrics.
         form: documents the body where it is bytes: a msgspec type, or a tuple of them.
         shapes: further ways it tells of what went wrong, for the documents.
+        kinds: what it may be refused for besides what any such route is, for the documents.
         example: a body, for the documents.
     """
 
@@ -63,6 +64,7 @@ class Route:
     observed: bool = True
     form: Any = None
     shapes: tuple[Shape, ...] = ()
+    kinds: tuple[Kind, ...] = ()
     example: Any = None
 
 

@@ -253,4 +253,10 @@ def aligned(query: Floats, passage: Floats) -> Floats:
     return np.asarray(query @ passage.T, np.float32)
 
 
-ROUTES = (Route("POST", "/v1/m3/score", post_score, shape, ScoreRequest, ScoreReply),)
+EXAMPLE = {
+    "query": "what is BGE-M3?",
+    "passages": ["BGE-M3 is an embedding model", "a river in France"],
+}
+ROUTES = (
+    Route("POST", "/v1/m3/score", post_score, shape, ScoreRequest, ScoreReply, example=EXAMPLE),
+)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from m3rt.server.http import cohere, native, page, rerank, scoring, vllm
+from m3rt.server.http import cohere, native, openapi, page, rerank, scoring, vllm
 from m3rt.server.http.routes import Route
 
-ROUTES: tuple[Route, ...] = (
+SURFACES: tuple[Route, ...] = (
     *native.ROUTES,
     *scoring.ROUTES,
     *vllm.ROUTES,
@@ -13,3 +13,4 @@ ROUTES: tuple[Route, ...] = (
     *cohere.ROUTES,
     *page.ROUTES,
 )
+ROUTES: tuple[Route, ...] = (*SURFACES, *openapi.routes(SURFACES))
