@@ -60,7 +60,7 @@ class Page:
 
     def run(self, script: str, *args: object) -> Any:
         """Run a script as the page's own."""
-        return self.driver.execute_script(script, *args)  # type: ignore[no-untyped-call]
+        return self.driver.execute_script(script, *args)
 
     def numbers(self, selector: str) -> list[float]:
         """Return the numbers that elements hold."""
@@ -106,6 +106,10 @@ class Page:
         """Show why a card has its scores, by keyboard."""
         self.run("arguments[0].focus()", self.all(".open")[card])
         self.press(Keys.ENTER)
+
+    def log(self, kind: str) -> list[dict[str, Any]]:
+        """Return what was logged since the last call, and forget it."""
+        return list(self.driver.get_log(kind))  # type: ignore[no-untyped-call]
 
     def emulate(self, **features: str) -> None:
         """Set what the browser's user prefers, until the next call."""

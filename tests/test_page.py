@@ -40,12 +40,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 def page(browser: Page, served: Served) -> Iterator[Page]:
     """The page, open; what it did must be free of errors and of others' addresses."""
     for kind in ("browser", "performance"):
-        browser.driver.get_log(kind)  # forgets what was before
+        browser.log(kind)  # forgets what was before
     browser.open(f"{served.url}/")
     yield browser
     browser.emulate()
-    assert browser.driver.get_log("browser") == []
-    events = [json.loads(entry["message"]) for entry in browser.driver.get_log("performance")]
+    assert browser.log("browser") == []
+    events = [json.loads(entry["message"]) for entry in browser.log("performance")]
     urls = [
         event["message"]["params"]["request"]["url"]
         for event in events
@@ -275,7 +275,7 @@ def test_hostile_texts_stay_texts(page: Page, served: Served) -> None:
     # nor could a mistake in the page make them more: the browser refuses markup from text
     refused = "try { document.body.innerHTML = 'x'; return '' } catch (e) { return e.name }"
     assert page.run(refused) == "TypeError"
-    complaints = [entry["message"] for entry in page.driver.get_log("browser")]
+    complaints = [entry["message"] for entry in page.log("browser")]
     assert ["TrustedHTML" in complaint for complaint in complaints] == [True]
 
 

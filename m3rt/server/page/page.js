@@ -153,8 +153,6 @@ function show(answer) {
   $("intro").hidden = true;
   $("found").hidden = false;
   weigh();
-  // on a phone the results are below the form
-  if ($("results").getBoundingClientRect().top > innerHeight / 2) $("results").scrollIntoView();
   const { total, tokenise, queue, engine } = answer.timings;
   $("status").replaceChildren(
     made("strong", "", plural(passages.length, "passage")),
@@ -163,6 +161,8 @@ function show(answer) {
     made("span", "times", ` tokenise ${number(tokenise, 1)}, queue ${number(queue, 1)}, `
       + `engine ${number(engine, 1)}`),
   );
+  // on a phone the results are below the form
+  if ($("results").getBoundingClientRect().top > innerHeight / 2) $("results").scrollIntoView();
 }
 
 function card(passage, query, heaviestWeight, bounds) {
