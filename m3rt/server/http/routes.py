@@ -42,10 +42,15 @@ class Route:
         shape: how it tells of what went wrong.
         body: what JSON is decoded into, a msgspec type; None reads no body, bytes all of it as
             it is.
-        reply: a msgspec type that documents the answer; answers are never made through it.
-        media: of the answer, besides JSON.
+        reply: a msgspec type that documents the answer, or a tuple of what it may be; answers are
+            never made through it.
+        media: of the answer, besides JSON; without a reply, instead of JSON.
         open: answered without an API key.
         observed: counted as inference in the metrics.
+        form: documents the body where it is bytes: a msgspec type, or a tuple of them.
+        shapes: further ways it tells of what went wrong, for the documents.
+        kinds: what it may be refused for besides what any such route is, for the documents.
+        example: a body, for the documents.
     """
 
     method: str
@@ -57,6 +62,10 @@ class Route:
     media: tuple[str, ...] = ()
     open: bool = False
     observed: bool = True
+    form: Any = None
+    shapes: tuple[Shape, ...] = ()
+    kinds: tuple[Kind, ...] = ()
+    example: Any = None
 
 
 class Table:
