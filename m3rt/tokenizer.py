@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,16 @@ from m3rt.types import Ints, Ragged, Tokens, offsets, ragged
 # Tokenised at once, of either at most: bounds what the library holds beside the ids.
 CHUNK = 1024  # texts
 CHARACTERS = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """The tokens of one text, and where they stand in it."""
+
+    ids: list[int]
+    entries: list[str]  # of the vocabulary
+    added: list[int]  # 1 for a special token put around the text, which has no place in it
+    spans: list[tuple[int, int]]  # the first character of each, and the one after its last
 
 
 class Tokenizer:
@@ -80,9 +91,9 @@ class Tokenizer:
         """Number of token ids."""
         return int(self._backend.get_vocab_size(with_added_tokens=True))
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of these ids, special tokens included."""
-        text: str = self._backend.decode(list(ids), skip_special_tokens=False)
+    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
+        """Return the text of these ids, special tokens included unless they are to be skipped."""
+        text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special)
         return text
 
     def piece(self, token_id: int) -> str:
@@ -143,6 +154,28 @@ class Tokenizer:
             for chunk in pieces(map(len, texts))
             for ids in self._ids(texts, chunk, special=False)
         ]
+
+    def located(self, texts: Sequence[str], special: bool = True) -> Iterator[Pieces]:
+        """Return the tokens of each text and their places, uncut; without the CLS tokens of mcls.
+
+        Args:
+            texts: any number; some are tokenised at a time.
+            special: put the special tokens around each.
+
+        Raises:
+            InputError: an item is not a str, or holds a lone surrogate.
+        """
+        check_texts(texts)
+        for chunk in pieces(map(len, texts)):
+            try:
+                found = self._backend.encode_batch(list(texts[chunk]), add_special_tokens=special)
+            except (UnicodeEncodeError, TypeError):
+                for i, text in enumerate(texts[chunk], chunk.start):
+                    check_unicode(text, f"text {i}")
+                raise
+            for encoding in found:
+                added = encoding.special_tokens_mask
+                yield Pieces(encoding.ids, encoding.tokens, added, encoding.offsets)
 
     def around_pairs(self) -> tuple[Ints, Ints, Ints]:
         """Return the special tokens before, between and after the two texts of a pair.
