@@ -28,9 +28,9 @@ class Served:
 
 
 @contextmanager
-def serving(settings: Settings, model: M3) -> Iterator[Served]:
-    """Run a server until the block ends."""
-    service = Service(settings, model)
+def serving(settings: Settings, model: M3, kind: type[Service] = Service) -> Iterator[Served]:
+    """Run a server until the block ends; of another kind, to make the core refuse."""
+    service = kind(settings, model)
     config = uvicorn.Config(App(service, ROUTES), log_config=None, lifespan="off", access_log=False)
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
