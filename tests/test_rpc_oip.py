@@ -135,7 +135,8 @@ def test_oip_parameters(called: Called, client: Any) -> None:
     assert called.last()[1].deadline < time.monotonic() + 6
     infer(client, ["a"], client_timeout=4.0)
     assert called.last()[1].deadline < time.monotonic() + 5
-    found = pytest.raises(InferenceServerException, infer, client, [WAIT], timeout=50_000)
+    with pytest.raises(InferenceServerException) as found:
+        infer(client, [WAIT], timeout=50_000)
     assert found.value.status() == str(Code.DEADLINE_EXCEEDED)
 
 
@@ -166,7 +167,8 @@ def test_oip_requests_at_the_same_time_and_compressed(
 
 @pytest.mark.parametrize("kind", list(Kind))
 def test_every_oip_refusal_has_its_status(called: Called, client: Any, kind: Kind) -> None:
-    found = pytest.raises(InferenceServerException, infer, client, [REFUSE + kind])
+    with pytest.raises(InferenceServerException) as found:
+        infer(client, [REFUSE + kind])
     assert found.value.status() == str(oip.CODES[kind])
 
 
