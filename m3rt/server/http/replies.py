@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import orjson
 
+from m3rt.server.work import Timings
+
 JSON = "application/json"
 
 
@@ -37,3 +39,19 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return np.ascontiguousarray(value) if not value.flags.c_contiguous else value.tolist()
     raise TypeError(f"{type(value).__name__} is no JSON")
+
+
+def server_timing(timings: Timings, total: float) -> str:
+    """Write the header ``server-timing``: where the time went, in milliseconds.
+
+    Args:
+        timings: of the core.
+        total: seconds since the request was there, with reading it and writing its answer.
+    """
+    parts = {
+        "tokenize": timings.tokenise,
+        "queue": timings.queue,
+        "inference": timings.engine,
+        "total": total,
+    }
+    return ", ".join(f"{name};dur={seconds * 1e3:.3f}" for name, seconds in parts.items())
