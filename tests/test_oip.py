@@ -262,12 +262,9 @@ def test_every_refusal_has_its_status(watched: Served, kind: Kind) -> None:
 
 def test_an_unknown_model_is_told_as_triton_tells_it(served: Served, client: Any) -> None:
     name = served.service.name
-    for call in (
-        lambda: client.infer("nope", [text(TEXTS)]),
-        lambda: client.get_model_metadata("nope"),
-    ):
+    for method, more in ((client.infer, [[text(TEXTS)]]), (client.get_model_metadata, [])):
         with pytest.raises(InferenceServerException) as found:
-            call()
+            method("nope", *more)
         assert found.value.status() == "404"
         assert found.value.message() == "Request for unknown model: 'nope' is not found"
     with pytest.raises(InferenceServerException) as found:

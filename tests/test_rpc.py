@@ -96,7 +96,7 @@ def test_numbers_are_written_as_protobuf_writes_them() -> None:
         assert found.SerializeToString() == messages.floats(1, values[0])
         found = messages.kind("tei.v1.EmbedAllResponse").FromString(messages.rows(1, values))
         got = [row.embeddings for row in found.token_embeddings]
-        np.testing.assert_array_equal(np.float32(got), values)
+        np.testing.assert_array_equal(np.array(got, np.float32), values)
         assert found.SerializeToString() == messages.rows(1, values)
 
 
@@ -181,6 +181,7 @@ def test_every_refusal_has_its_status(called: Called, stubs: Stubs, kind: Kind) 
     error = refused(lambda: stub.Embed(request(stubs, REFUSE + kind)))
     assert error.code() == tei.CODES[kind]
     after = dict(error.trailing_metadata())
+    assert len(after["x-request-id"]) == 32
     if kind == Kind.OVERLOADED:
         assert (after["retry-after"], after["grpc-retry-pushback-ms"]) == ("3", "2500")
     else:
@@ -243,7 +244,7 @@ def test_wrong_reranks(called: Called, stubs: Stubs, texts: list[str], message: 
 
 
 def test_a_stream_to_rerank_holds_no_more_than_a_request(called: Called, stubs: Stubs) -> None:
-    large = "x" * (MOST // 12)
+    large = " " * (MOST // 12) + "x"
     pairs = [stubs.pb.RerankStreamRequest(query="q", text=large, truncate=True, return_text=True)]
     stub = stubs.rpc.RerankStub(called.channel)
     assert len(stub.RerankStream(iter(pairs * 2)).ranks) == 2
@@ -346,6 +347,22 @@ def test_a_stream_answers_while_it_is_open(called: Called, stubs: Stubs) -> None
     assert list(answers) == []
 
 
+def test_a_client_that_takes_no_answers_is_given_up(
+    model: M3, model_dir: Path, stubs: Stubs
+) -> None:
+    with calling(model, Settings(model_dir, write_timeout=0.3)) as found:
+        long = request(stubs, "some words " * 400, "EmbedAllRequest")
+        answers = stubs.rpc.EmbedStub(found.channel).EmbedAllStream(iter([long] * 500))
+        asked = -1
+        while asked != len(found.service.asks) or not asked:  # until nothing is done any more
+            asked = len(found.service.asks)
+            time.sleep(1.0)
+        assert asked < 100
+        error = refused(lambda: list(answers))
+        assert error.code() == Code.DEADLINE_EXCEEDED
+        assert "took no answer" in error.details()
+
+
 def test_an_empty_stream(called: Called, stubs: Stubs) -> None:
     assert list(stubs.rpc.EmbedStub(called.channel).EmbedStream(iter([]))) == []
 
@@ -394,7 +411,8 @@ def test_the_calls_deadline_is_the_works(called: Called, stubs: Stubs) -> None:
 def test_metadata_says_whose_call_it_is(called: Called, stubs: Stubs) -> None:
     stub = stubs.rpc.EmbedStub(called.channel)
     metadata = (("x-priority", "bulk"), ("x-request-id", "mine"))
-    stub.Embed(request(stubs, "a text"), metadata=metadata)
+    _, call = stub.Embed.with_call(request(stubs, "a text"), metadata=metadata)
+    assert dict(call.trailing_metadata()) == {"x-request-id": "mine"}
     sender = called.last()[1]
     assert (sender.lane, sender.request_id) == (Lane.BULK, "mine")
     assert sender.client == "ipv4:127.0.0.1"

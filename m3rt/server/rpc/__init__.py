@@ -5,7 +5,6 @@ calls     what all methods share: whose call it is, refusals, streams
 messages  the messages, made from protos/
 tei       tei.v1
 oip       inference.GRPCInferenceService
-tokens    texts to tokens and back, for tei.v1
 health    grpc.health.v1
 
 After a change of protos/, in this directory:

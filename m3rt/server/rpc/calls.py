@@ -169,9 +169,11 @@ class Methods:
         waiting: asyncio.Queue[asyncio.Task[T] | None] = asyncio.Queue()
         running: set[asyncio.Task[Any]] = set()
 
+        caller = self._sender(context)
+
         async def one(raw: bytes, place: int) -> T:
+            sender = replace(caller, deadline=self._deadline(context))  # of this message
             found = await messages.read(self.service, form, raw)
-            sender = self._sender(context)
             if sender.lane is None and place >= self.service.settings.interactive_texts:
                 sender = replace(sender, lane=Lane.BULK)
             return await work(Call(self.service, found, sender))
@@ -217,26 +219,25 @@ class Methods:
             raise RefusedError(Kind.TOO_SLOW, message) from None
 
     def _sender(self, context: Any) -> Sender:
-        """Return whose call it is, and by when it must be answered."""
-        settings = self.service.settings
-        headers = {
-            key: value if isinstance(value, str) else value.decode("latin-1")
-            for key, value in context.invocation_metadata() or ()
-        }
+        """Return whose call it is, and tell the client what it is called in the log."""
+        settings, headers = self.service.settings, _headers(context)
         client = CLIENT.get()
         if not client and settings.client_header:
             client = headers.get(settings.client_header.lower(), "")
         if not client:
             client = context.peer().rpartition(":")[0]  # without the port
-        deadline = exchange.deadline(headers, settings.request_timeout)
-        left = context.time_remaining()
         request_id = headers.get("x-request-id", "")
-        return Sender(
-            client,
-            exchange.lane(headers),
-            min(deadline, math.inf if left is None else time.monotonic() + left),
-            request_id if REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex,
-        )
+        if not REQUEST_ID.fullmatch(request_id):
+            request_id = uuid.uuid4().hex
+        context.set_trailing_metadata((("x-request-id", request_id),))
+        return Sender(client, exchange.lane(headers), self._deadline(context), request_id)
+
+    def _deadline(self, context: Any) -> float:
+        """Return when a message that came now must be answered: before the call must end."""
+        most = self.service.settings.request_timeout
+        left = context.time_remaining()
+        ends = math.inf if left is None else time.monotonic() + left
+        return min(exchange.deadline(_headers(context), most), ends)
 
     @contextlib.asynccontextmanager
     async def _refusing(self, context: Any) -> AsyncGenerator[None]:
@@ -260,11 +261,18 @@ class Methods:
             await context.abort(grpc.StatusCode.INTERNAL, message)
 
     async def _refuse(self, context: Any, refusal: RefusedError) -> None:
-        after: tuple[tuple[str, str], ...] = ()
+        after = tuple(context.trailing_metadata() or ())
         if refusal.kind == Kind.OVERLOADED:
             seconds = refusal.retry_after or 1.0
-            after = (
+            after += (
                 ("grpc-retry-pushback-ms", str(math.ceil(seconds * 1e3))),
                 ("retry-after", str(math.ceil(seconds))),
             )
         await context.abort(self.codes[refusal.kind], str(refusal), after)
+
+
+def _headers(context: Any) -> dict[str, str]:
+    return {
+        key: value if isinstance(value, str) else value.decode("latin-1")
+        for key, value in context.invocation_metadata() or ()
+    }

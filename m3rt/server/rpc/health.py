@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2
 from m3rt.server.service import Service
 
 NAME = "grpc.health.v1.Health"
-EVERY = 0.25  # seconds between looks, for those who watch
+EVERY = 0.25  # seconds between looks, for all who watch together
 
 
 class Health:
@@ -28,7 +28,15 @@ class Health:
         self._service = service
         self._serving = frozenset(("", *serving))
         self._never = frozenset(never)
-        self.stopping = asyncio.Event()  # ends the streams of those who watch
+        self._stopping = False
+        self._changed = asyncio.Event()  # another one after each change
+        self._looking = asyncio.create_task(self._look())
+
+    def stop(self) -> None:
+        """Tell those who watch that it is over, and end their streams."""
+        self._stopping = True
+        self._looking.cancel()
+        self._wake()
 
     def handlers(self) -> Any:
         """Return the handlers of the methods."""
@@ -56,21 +64,31 @@ class Health:
         """Tell whether a service serves, now and when that changes."""
         last = None
         while True:
+            changed = self._changed  # before the look, so that no change comes between
             status = self._status(request.service)
             if status != last:
                 yield health_pb2.HealthCheckResponse(status=status)
-            if self.stopping.is_set():
+            if self._stopping:
                 return
             last = status
-            try:
-                async with asyncio.timeout(EVERY):
-                    await self.stopping.wait()
-            except TimeoutError:
-                continue
+            await changed.wait()
+
+    async def _look(self) -> None:
+        """Wake those who watch when the service changes."""
+        last = self._service.ready
+        while True:
+            await asyncio.sleep(EVERY)
+            if self._service.ready != last:
+                last = not last
+                self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _status(self, name: str) -> int:
         statuses = health_pb2.HealthCheckResponse
-        if name in self._serving and self._service.ready and not self.stopping.is_set():
+        if name in self._serving and self._service.ready and not self._stopping:
             return int(statuses.SERVING)
         if name in self._serving or name in self._never:
             return int(statuses.NOT_SERVING)

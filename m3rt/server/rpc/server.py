@@ -19,6 +19,7 @@ from m3rt.server.service import Service
 OPTIONS = (
     ("grpc.so_reuseport", 0),  # a port that is taken is an error, not shared
     ("grpc.max_send_message_length", -1),  # ColBERT vectors of a long text are some 32 MiB
+    ("grpc.max_concurrent_streams", 1024),  # of a connection; more of them wait at the client
     # who has gone without a word is found out; who asks so himself, is not thrown out for it
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -39,7 +40,7 @@ class Running:
 
     async def stop(self, grace: float | None) -> None:
         """Take no more calls, wait so many seconds for those in work, and cancel the rest."""
-        self.health.stopping.set()
+        self.health.stop()
         await self.server.stop(grace)
 
     async def wait_for_termination(self) -> None:
@@ -64,13 +65,6 @@ async def start(
     """
     options = (*OPTIONS, ("grpc.max_receive_message_length", service.settings.max_body_bytes))
     server = grpc.aio.server(interceptors=(calls.Guard(allowed),), options=options)
-    health = Health(service, (*tei.SERVING, oip.NAME), tei.NEVER)
-    server.add_generic_rpc_handlers(
-        (*tei.handlers(service), oip.handlers(service), health.handlers())
-    )
-    _describe()
-    names = (*tei.SERVING, *tei.NEVER, oip.NAME, health_service.NAME, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server, messages.POOL)
     try:
         if credentials is None:
             port = server.add_insecure_port(address)
@@ -80,6 +74,13 @@ async def start(
         raise UnavailableError(f"gRPC cannot listen at {address}: {error}") from error
     if not port:
         raise UnavailableError(f"gRPC cannot listen at {address}: is it taken?")
+    health = Health(service, (*tei.SERVING, oip.NAME), tei.NEVER)
+    server.add_generic_rpc_handlers(
+        (*tei.handlers(service), oip.handlers(service), health.handlers())
+    )
+    _describe()
+    names = (*tei.SERVING, *tei.NEVER, oip.NAME, health_service.NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server, messages.POOL)
     await server.start()
     return Running(server, port, health)
 

@@ -13,19 +13,20 @@ import numpy as np
 import m3rt
 from m3rt import score
 from m3rt.server.faults import Kind, RefusedError
-from m3rt.server.rpc import messages, tokens
+from m3rt.server.http import inputs, tei_tokens
+from m3rt.server.http import tei as http_tei
+from m3rt.server.http.tei_forms import refuse_prompt
+from m3rt.server.rpc import messages
 from m3rt.server.rpc.calls import Call, Methods
 from m3rt.server.service import Service
 from m3rt.server.work import Answer, Ask, Cut, Timings
-from m3rt.types import NO_HEADS, Floats, Heads
+from m3rt.types import Floats, Heads
 
 SERVING = ("tei.v1.Info", "tei.v1.Embed", "tei.v1.Rerank", "tei.v1.Tokenize")
 NEVER = ("tei.v1.Predict",)  # what classifiers do
 
 PARALLEL = 64  # messages of a stream that are in work, so that they can run together
 LARGE = 8  # those whose answers have a vector for each token
-
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8": "float8"}
 
 Status = grpc.StatusCode
 CODES: Mapping[Kind, Any] = {
@@ -89,7 +90,7 @@ async def info(call: Call) -> bytes:
         version=m3rt.__version__,
         model_id=model.manifest.source.checkpoint,
         model_sha=model.manifest.source.revision,
-        model_dtype=DTYPES.get(precision, precision or "float32"),
+        model_dtype=http_tei.DTYPES.get(precision, precision or "float32"),
         model_type=0,  # MODEL_TYPE_EMBEDDING
         max_concurrent_requests=settings.max_client_batch_size,
         max_input_length=model.max_length,
@@ -110,23 +111,11 @@ async def embed(call: Call) -> bytes:
     answer = await _embedded(call, Heads.DENSE)
 
     def write() -> bytes:
-        assert answer.embeddings.dense is not None
-        dense = shortened(answer.embeddings.dense, dimensions, unit)
+        dense = http_tei.shortened(answer, dimensions, unit)
         rest = _written("EmbedResponse", metadata=_metadata(answer.timings, [answer]))
         return messages.floats(1, dense[0]) + rest
 
     return await call.service.off(write)
-
-
-def shortened(dense: Floats, dimensions: int, unit: bool) -> Floats:
-    """Return vectors, or their first numbers, which are made unit vectors again if wanted."""
-    if dimensions == dense.shape[1]:
-        return dense
-    kept = dense[:, :dimensions].astype(np.float64)
-    if unit:
-        norms = np.sqrt(np.einsum("nd,nd->n", kept, kept))
-        kept /= np.maximum(norms, np.finfo(np.float32).tiny)[:, None]
-    return kept.astype(np.float32)
 
 
 async def embed_sparse(call: Call) -> bytes:
@@ -160,10 +149,7 @@ async def embed_all(call: Call) -> bytes:
 
 async def _embedded(call: Call, head: Heads) -> Answer:
     """Embed the text of a message with one head."""
-    if call.request.HasField("prompt_name"):
-        raise _no_prompts()
-    if not call.request.inputs:
-        raise RefusedError(Kind.EMPTY, "`inputs` cannot be empty", param="inputs")
+    _check(call.request)
     if head not in call.service.model.heads:
         message = f"Backend error: the model has no {head.names[0]} head"
         raise RefusedError(Kind.UNSUPPORTED, message)
@@ -171,9 +157,11 @@ async def _embedded(call: Call, head: Heads) -> Answer:
     return await call.service.embed(ask, call.sender)
 
 
-def _no_prompts() -> RefusedError:
-    message = "the model has no prompts: leave `prompt_name` out"
-    return RefusedError(Kind.INVALID, message, param="prompt_name")
+def _check(request: Any) -> None:
+    """Refuse a prompt, which the model has none of, and no text."""
+    refuse_prompt(request.prompt_name if request.HasField("prompt_name") else None)
+    if not request.inputs:
+        raise inputs.empty("inputs")
 
 
 def _cut(request: Any) -> Cut:
@@ -196,12 +184,11 @@ async def rerank(call: Call) -> bytes:
     service, request = call.service, call.request
     texts, most = list(request.texts), service.settings.max_client_batch_size
     if not texts:
-        raise RefusedError(Kind.EMPTY, "`texts` cannot be empty", param="texts")
+        raise inputs.empty("texts")
     if len(texts) > most:
-        message = f"batch size {len(texts)} > maximum allowed batch size {most}"
-        raise RefusedError(Kind.TOO_MANY, message, param="texts")
+        raise inputs.too_many(len(texts), most, "texts")
     if not request.query and "" in texts:
-        raise RefusedError(Kind.EMPTY, "`inputs` cannot be empty", param="inputs")
+        raise inputs.empty("inputs")
     answer = await _compared(call, texts)
 
     def write() -> bytes:
@@ -232,7 +219,7 @@ async def pair(call: Call) -> Pair:
     """Score the query and the text of a message."""
     request = call.request
     if not request.query and not request.text:
-        raise RefusedError(Kind.EMPTY, "`inputs` cannot be empty", param="inputs")
+        raise inputs.empty("inputs")
     answer = await _compared(call, [request.text])
     (score,) = await call.service.off(_scores, call.service, answer)
     text = request.text if request.return_text else None
@@ -258,13 +245,7 @@ def ranked(pairs: list[Pair], seconds: float) -> bytes:
 async def _compared(call: Call, texts: list[str]) -> Answer:
     """Embed the query of a message, and texts, with the heads that count."""
     weights = score.Weights(*call.service.settings.weights)
-    heads = NO_HEADS
-    for head in call.service.model.heads & Heads.ALL:
-        if getattr(weights, head.names[0]) > 0:
-            heads |= head
-    if not heads:
-        message = "Backend error: the model has none of the heads with a weight"
-        raise RefusedError(Kind.UNSUPPORTED, message)
+    heads = http_tei.weighted(call.service, weights)
     ask = Ask([call.request.query, *texts], heads, cut=_cut(call.request))
     return await call.service.embed(ask, call.sender)
 
@@ -286,21 +267,33 @@ def _ranks(scores: Floats, texts: Sequence[str | None]) -> list[Any]:
 
 
 async def tokenize(call: Call) -> bytes:
-    """Tell the tokens of a text, uncut."""
-    if call.request.HasField("prompt_name"):
-        raise _no_prompts()
-    if not call.request.inputs:
-        raise RefusedError(Kind.EMPTY, "`inputs` cannot be empty", param="inputs")
+    """Tell the tokens of a text, uncut: start and stop are bytes of UTF-8, as in TEI."""
     service, request = call.service, call.request
-    return await service.off(tokens.tokenized, service, request.inputs, request.add_special_tokens)
+    _check(request)
+    limit = tei_tokens.CHARACTERS * service.model.max_length
+    if len(request.inputs) > limit:
+        message = f"`inputs` must have less than {limit} characters. Given: {len(request.inputs)}"
+        raise RefusedError(Kind.TOO_LONG, message, param="inputs")
+
+    def write() -> bytes:
+        text, form = request.inputs, messages.kind("tei.v1.SimpleToken")
+        (found,) = service.model.tokenizer.located([text], request.add_special_tokens)
+        tokens = [form(**token) for token in tei_tokens.placed(text, found)]
+        return _written("EncodeResponse", tokens=tokens)
+
+    return await service.off(write)
 
 
 async def decode(call: Call) -> bytes:
     """Tell the text of token ids."""
     service, request = call.service, call.request
-    return await service.off(
-        tokens.decoded, service, list(request.ids), request.skip_special_tokens
-    )
+
+    def write() -> bytes:
+        ids = inputs.ids(service, list(request.ids), "ids")
+        text = service.model.tokenizer.decode(ids, request.skip_special_tokens)
+        return _written("DecodeResponse", text=text)
+
+    return await service.off(write)
 
 
 def _metadata(timings: Timings, parts: Sequence[Answer | Pair]) -> Any:
