@@ -51,6 +51,8 @@ class Route:
         shapes: further ways it tells of what went wrong, for the documents.
         kinds: what it may be refused for besides what any such route is, for the documents.
         example: a body, for the documents.
+        slashes: the first variable part of the path may hold some, as a hub id does. Such a route
+            comes after those whose paths continue its own.
     """
 
     method: str
@@ -66,6 +68,7 @@ class Route:
     shapes: tuple[Shape, ...] = ()
     kinds: tuple[Kind, ...] = ()
     example: Any = None
+    slashes: bool = False
 
 
 class Table:
@@ -83,7 +86,8 @@ class Table:
             methods[route.method] = route
         for path, methods in by_path.items():
             if "{" in path:
-                self._patterns.append((pattern(path), methods))
+                slashes = any(route.slashes for route in methods.values())
+                self._patterns.append((pattern(path, slashes), methods))
             else:
                 self._exact[path] = methods
 
@@ -109,9 +113,11 @@ class Table:
         return route, params
 
 
-def pattern(path: str) -> re.Pattern[str]:
-    """Compile a path with ``{name}`` for parts that vary, slashes excluded."""
+def pattern(path: str, slashes: bool = False) -> re.Pattern[str]:
+    """Compile a path with ``{name}`` for parts that vary, slashes excluded but in the first."""
     parts = re.split(r"\{(\w+)\}", path)
-    return re.compile(
-        "".join(f"(?P<{part}>[^/]+)" if i % 2 else re.escape(part) for i, part in enumerate(parts))
-    )
+    parts[1::2] = [f"(?P<{name}>[^/]+)" for name in parts[1::2]]
+    parts[::2] = map(re.escape, parts[::2])
+    if slashes:
+        parts[1] = parts[1].replace("[^/]+", ".+?")
+    return re.compile("".join(parts))

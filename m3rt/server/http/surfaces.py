@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from m3rt.server.http import cohere, native, openai, page, rerank, scoring, tei, vllm
+from m3rt.server.http import cohere, native, oip, openai, page, rerank, scoring, tei, vllm
 from m3rt.server.http.routes import Route
 
 ROUTES: tuple[Route, ...] = (
@@ -13,5 +13,6 @@ ROUTES: tuple[Route, ...] = (
     *vllm.ROUTES,
     *rerank.ROUTES,
     *cohere.ROUTES,
+    *oip.ROUTES,
     *page.ROUTES,
 )
