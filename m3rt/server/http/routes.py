@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from m3rt.server.faults import Kind, RefusedError
@@ -25,7 +25,7 @@ class Call:
     params: Mapping[str, str]  # of the path
     sender: Sender
     started: float  # time.perf_counter when its headers were there
-    notes: dict[str, Any] = field(default_factory=dict)  # for the log and the metrics: no texts
+    shape: Shape | None = None  # where one path takes requests of two protocols: its own
 
 
 Handler = Callable[[Call], Awaitable[Reply]]

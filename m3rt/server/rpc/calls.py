@@ -20,11 +20,12 @@ import grpc
 
 from m3rt.errors import EngineError, InputError
 from m3rt.server.faults import Kind, RefusedError
+from m3rt.server.finished import Finished
 from m3rt.server.http import exchange
 from m3rt.server.http.app import REQUEST_ID
 from m3rt.server.rpc import messages
 from m3rt.server.service import Service
-from m3rt.server.work import Lane, Sender
+from m3rt.server.work import Lane, Sender, Trail
 
 log = logging.getLogger("m3rt.server")
 
@@ -33,6 +34,8 @@ Codes = Mapping[Kind, Any]  # to a grpc.StatusCode
 Allowed = Callable[[str | None], str | None]  # of an authorization header: the client's name
 
 CLIENT: ContextVar[str] = ContextVar("client", default="")
+METHOD: ContextVar[str] = ContextVar("method", default="")
+OK = 0  # gRPC's number for it
 OPEN = ("/grpc.health.v1.Health/",)  # answered without an API key
 
 
@@ -53,6 +56,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if client is None and not details.method.startswith(OPEN):
             return grpc.stream_stream_rpc_method_handler(_deny)
         CLIENT.set(client or "")
+        METHOD.set(details.method)
         return await continuation(details)
 
 
@@ -91,8 +95,7 @@ class Methods:
         async def handle(raw: bytes, context: Any) -> bytes:
             async with self._refusing(context):
                 sender = self._sender(context)
-                found = await messages.read(self.service, form, raw)
-                return await work(Call(self.service, found, sender))
+                return await self._observed(context, sender, form, raw, work)
             raise AssertionError  # what is refused does not come here
 
         return grpc.unary_unary_rpc_method_handler(handle)
@@ -172,11 +175,10 @@ class Methods:
         caller = self._sender(context)
 
         async def one(raw: bytes, place: int) -> T:
-            sender = replace(caller, deadline=self._deadline(context))  # of this message
-            found = await messages.read(self.service, form, raw)
+            sender = replace(caller, deadline=self._deadline(context), trail=Trail())
             if sender.lane is None and place >= self.service.settings.interactive_texts:
                 sender = replace(sender, lane=Lane.BULK)
-            return await work(Call(self.service, found, sender))
+            return await self._observed(context, sender, form, raw, work)
 
         async def receive() -> None:
             place = 0
@@ -209,6 +211,35 @@ class Methods:
                 if (done := waiting.get_nowait()) is not None and not done.cancelled():
                     done.exception()
 
+    async def _observed(
+        self, context: Any, sender: Sender, form: Any, raw: bytes, work: Work[T]
+    ) -> T:
+        """Work at one message, and tell what became of it: the log and the metrics want to know."""
+        started = time.perf_counter()
+        status, refused, gone = OK, None, False
+        try:
+            with self.service.entered(sender):
+                found = await messages.read(self.service, form, raw)
+                return await work(Call(self.service, found, sender))
+        except RefusedError as refusal:
+            refused, status = refusal.kind, self.codes[refusal.kind].value[0]
+            raise
+        except asyncio.CancelledError:
+            gone = True
+            raise
+        except Exception:
+            refused, status = Kind.FAILED, self.codes[Kind.FAILED].value[0]
+            raise
+        finally:
+            assert sender.trail is not None
+            sender.trail.release()
+            seconds = time.perf_counter() - started
+            traced = _headers(context).get("traceparent", "")
+            method = METHOD.get()
+            self.service.over(
+                Finished("grpc", "POST", method, status, refused, gone, seconds, 0, sender, traced)
+            )
+
     async def _send(self, context: Any, answer: bytes) -> None:
         seconds = self.service.settings.write_timeout
         try:
@@ -230,7 +261,8 @@ class Methods:
         if not REQUEST_ID.fullmatch(request_id):
             request_id = uuid.uuid4().hex
         context.set_trailing_metadata((("x-request-id", request_id),))
-        return Sender(client, exchange.lane(headers), self._deadline(context), request_id)
+        deadline = self._deadline(context)
+        return Sender(client, exchange.lane(headers), deadline, request_id, Trail())
 
     def _deadline(self, context: Any) -> float:
         """Return when a message that came now must be answered: before the call must end."""
