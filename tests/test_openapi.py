@@ -48,7 +48,7 @@ WHOLE = schemathesis.openapi.from_dict(openapi.document(ROUTES))
 
 @WHOLE.parametrize()
 @settings(
-    max_examples=20,
+    max_examples=8,
     deadline=None,
     database=None,
     derandomize=True,

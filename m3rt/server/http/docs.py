@@ -17,6 +17,7 @@ STYLE = """
 body { margin: 0; font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back);
   display: grid; grid-template-columns: 17rem minmax(0, 60rem) }
 nav { position: sticky; top: 0; height: 100vh; overflow: auto; padding: 1rem;
+  overflow-wrap: anywhere;
   border-right: 1px solid var(--line); font-size: .875rem }
 nav ul { list-style: none; margin: 0 0 1rem; padding: 0 } nav h2 { font-size: .875rem; margin: 0 }
 main { padding: 1rem 2rem 4rem } a { color: var(--link) } nav a { text-decoration: none }
