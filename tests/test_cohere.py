@@ -102,6 +102,7 @@ def test_embed_in_the_first_version(served: Served, dense: Floats) -> None:
     [
         {"texts": []},
         {"texts": ["a"], "inputs": []},
+        {"texts": ["a"] * 2049},
         {"images": ["data:image/png;base64,AAAA"]},
         {"texts": ["a"], "embedding_types": ["int8"]},
         {"texts": ["a"], "embedding_types": ["uint8", "float"]},

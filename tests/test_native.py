@@ -231,6 +231,7 @@ def test_what_cannot_be_made(served: Served, accept: str) -> None:
         ({"inputs": ["a"], "max_length": 2**80}, 422),
         ({"inputs": ["a"], "truncate": "middle"}, 400),
         ({"inputs": ["a"], "sparse_format": "coo"}, 400),
+        ({"inputs": ["a"] * 2049}, 413),
     ],
 )
 def test_refused_embeddings(served: Served, body: dict[str, Any], status: int) -> None:
@@ -342,6 +343,7 @@ def test_an_explanation_has_a_limit(served: Served) -> None:
         ({"query": "a", "passages": ["a"], "weights": [-1, 2, 2]}, 400),
         ({"query": "a", "passages": ["a"], "weights": [1, 0, 0], "outputs": ["sparse"]}, 422),
         ({"queries": ["a", "b"], "passages": ["a"], "explain": True}, 422),
+        ({"query": "a", "passages": ["a"] * 2048}, 413),
     ],
 )
 def test_refused_scores(served: Served, body: dict[str, Any], status: int) -> None:

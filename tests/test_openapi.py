@@ -5,6 +5,7 @@ from __future__ import annotations
 import html.parser
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,10 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service as ChromeService
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
 
 from m3rt.server.faults import Kind
 from m3rt.server.http import openapi
@@ -43,7 +48,7 @@ WHOLE = schemathesis.openapi.from_dict(openapi.document(ROUTES))
 
 @WHOLE.parametrize()
 @settings(
-    max_examples=20,
+    max_examples=8,
     deadline=None,
     database=None,
     derandomize=True,
@@ -176,4 +181,32 @@ def test_the_page(served: Served, document: dict[str, Any]) -> None:
     ]
     assert len(page.values("for")) == len(fields)
     assert set(page.values("for")) <= set(page.ids)
-    assert "http" not in re.sub(r"http-equiv", "", answer.text.lower())
+    assert not re.search(r"https?:|@import|url\(", answer.text)
+
+
+def test_the_form_in_a_browser(served: Served) -> None:
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("there is no Chromium with its driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu"):
+        options.add_argument(argument)
+    browser = webdriver.Chrome(options, ChromeService(driver))
+    try:
+        browser.get(f"{served.url}/docs#post_v1_m3_score")
+        form = browser.find_element(By.CSS_SELECTOR, "#post_v1_m3_score form")
+        form.find_element(By.TAG_NAME, "button").click()
+        found = form.find_element(By.TAG_NAME, "pre")
+        WebDriverWait(browser, 20).until(lambda _: len(found.text) > 1)
+        status, _, content = found.text.partition("\n")
+        assert status.startswith("200, ")
+        assert "combined" in json.loads(content)["scores"]
+        body = form.find_element(By.TAG_NAME, "textarea")
+        body.clear()
+        body.send_keys("{}")
+        form.find_element(By.TAG_NAME, "button").click()
+        WebDriverWait(browser, 20).until(lambda _: found.get_attribute("class") == "bad")
+        assert found.text.startswith("400, ")
+    finally:
+        browser.quit()

@@ -143,6 +143,7 @@ async def embedded(call: Call, version: str) -> Reply:
     body: EmbedRequest = call.body
     check(body, call.service.model.manifest.hidden)
     texts = texts_of(body)
+    native.limit(call.service, len(texts), "texts")
     ask = Ask(texts, Heads.DENSE, body.max_tokens, CUTS[body.truncate], bytes_per_number=12.0)
     answer = await call.service.embed(ask, vllm.prioritised(call.sender, body.priority))
     return await call.service.off(written, body, answer, texts, call.sender.request_id, version)

@@ -9,15 +9,15 @@ from html import escape
 from typing import Any
 
 STYLE = """
-:root { color-scheme: light dark; --text: light-dark(#1c2024, #e6e8ea);
-  --dim: light-dark(#5b6570, #9aa5b1); --back: light-dark(#fff, #14171a);
-  --card: light-dark(#f5f7f9, #1c2126); --line: light-dark(#d8dee4, #323a42);
-  --link: light-dark(#0b57b7, #7db4ff); --post: light-dark(#0b6b3a, #6bd39b);
-  --bad: light-dark(#a3261b, #ff9d94) }
+:root { color-scheme: light dark; --text: #1c2024; --dim: #5b6570; --back: #fff; --card: #f5f7f9;
+  --line: #d8dee4; --link: #0b57b7; --post: #0b6b3a; --bad: #a3261b }
+@media (prefers-color-scheme: dark) { :root { --text: #e6e8ea; --dim: #9aa5b1; --back: #14171a;
+  --card: #1c2126; --line: #323a42; --link: #7db4ff; --post: #6bd39b; --bad: #ff9d94 } }
 * { box-sizing: border-box }
 body { margin: 0; font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back);
   display: grid; grid-template-columns: 17rem minmax(0, 60rem) }
 nav { position: sticky; top: 0; height: 100vh; overflow: auto; padding: 1rem;
+  overflow-wrap: anywhere;
   border-right: 1px solid var(--line); font-size: .875rem }
 nav ul { list-style: none; margin: 0 0 1rem; padding: 0 } nav h2 { font-size: .875rem; margin: 0 }
 main { padding: 1rem 2rem 4rem } a { color: var(--link) } nav a { text-decoration: none }

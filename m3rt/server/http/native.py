@@ -179,6 +179,7 @@ async def embed(call: Call) -> Reply:
     inputs = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     if not inputs:
         raise RefusedError(Kind.EMPTY, "there are no inputs, expected at least one", param="inputs")
+    limit(call.service, len(inputs), "inputs")
     size = 2.0 if body.dtype == "float16" else 4.0
     if media == JSON:
         size = size * 4 / 3 if body.format == "base64" else 12.0
@@ -196,6 +197,19 @@ async def embed(call: Call) -> Reply:
     return Reply(
         await call.service.off(write, found, np.dtype(body.dtype), call.service.name), media=media
     )
+
+
+def limit(service: Service, count: int, param: str) -> None:
+    """Refuse more texts than a request may have.
+
+    Raises:
+        RefusedError: there are more.
+    """
+    most = service.settings.max_client_batch_size
+    if count > most:
+        raise RefusedError(
+            Kind.TOO_MANY, f"there are {count} texts, at most {most} are taken", param=param
+        )
 
 
 def cut_of(truncate: bool | str | None, usual: bool) -> Cut:

@@ -197,10 +197,13 @@ def responses(
     headers = {"x-request-id": {"schema": {"type": "string"}}}
     found = {"200": {"description": "The result.", "headers": headers, "content": content}}
     refused: dict[int, list[tuple[Kind, str, Reply]]] = {}
-    for shape in (route.shape, *route.shapes):
+    told_by = [(shape, kinds(route)) for shape in (route.shape, *route.shapes)]
+    if "{" in route.path:  # with a slash in it, the path is that of no route
+        told_by.append((native.shape, (Kind.NOT_FOUND,)))
+    for shape, possible in told_by:
         function = getattr(shape, "__name__", "shape")
         name = f"{tag(shape.__module__)}.{'Error' if function == 'shape' else function}"
-        for kind in kinds(route):
+        for kind in possible:
             for param in (None, "inputs"):
                 reply = shape(RefusedError(kind, MEANING[kind], param=param))
                 refused.setdefault(reply.status, []).append((kind, name, reply))

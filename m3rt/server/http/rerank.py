@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 
+from m3rt.errors import InputError
 from m3rt.score import Weights
 from m3rt.server.faults import Kind, RefusedError
 from m3rt.server.http import cohere, vllm
@@ -137,8 +138,13 @@ async def rerank_either(call: Call) -> Reply:
 
 
 async def rerank_texts(call: Call) -> Reply:
-    """Answer TEI's form of /rerank; the body is bytes."""
-    return texts_shape(RefusedError(Kind.UNSUPPORTED, "texts are not taken: send documents"))
+    """Answer TEI's form of /rerank, and tell as TEI does of what went wrong; the body is bytes."""
+    try:
+        raise RefusedError(Kind.UNSUPPORTED, "texts are not taken: send documents", param="texts")
+    except RefusedError as refusal:
+        return texts_shape(refusal)
+    except InputError as error:
+        return texts_shape(RefusedError(Kind.INVALID, str(error)))
 
 
 def texts_shape(refusal: RefusedError) -> Reply:

@@ -24,6 +24,7 @@ from m3rt.server.http.native import (
     Usage,
     all_outputs,
     cut_of,
+    limit,
     pieces,
     shape,
     timed,
@@ -173,6 +174,7 @@ async def scored(
     for texts, name in ((queries, "query"), (passages, "passage")):
         if not texts:
             raise RefusedError(Kind.EMPTY, f"there is no {name}, expected at least one")
+    limit(call.service, len(queries) + len(passages), "passages")
     ask = Ask([*queries, *passages], heads, max_length, cut)
     answer = await call.service.embed(ask, sender or call.sender)
 

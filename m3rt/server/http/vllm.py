@@ -10,7 +10,7 @@ that comes twice has its greatest weight in each place.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from m3rt.server.faults import Kind, RefusedError
@@ -84,7 +84,7 @@ async def pooling(call: Call) -> Reply:
     check_model(call.service, body, task, specials)
     heads = PLUGIN_HEADS[body.data.embed_task] if task == "plugin" and body.data else HEADS[task]
     ask = Ask(
-        inputs_of(found),
+        await inputs_of(call.service, found),
         heads,
         kept(body.truncate_prompt_tokens),
         cut_of(body.truncate_prompt_tokens, body.truncation_side, call.service),
@@ -96,27 +96,48 @@ async def pooling(call: Call) -> Reply:
     return await call.service.off(write, body, answer, call.service, request_id)
 
 
-def inputs_of(found: Inputs, param: str = "input") -> list[Input]:
+async def inputs_of(service: Service, found: Inputs) -> Sequence[Input]:
     """Return texts and token ids as a list of either.
 
     Raises:
-        RefusedError: there are none, or ids stand beside texts.
+        RefusedError: there are none, or too many, or ids that are not the model's.
     """
     if isinstance(found, str):
         return [found]
     if not found:
-        raise RefusedError(Kind.EMPTY, f"{param} is empty, expected at least one text", param=param)
-    numbers = [item for item in found if isinstance(item, int)]
-    if len(numbers) == len(found):
-        return [numbers]
-    if numbers:
-        raise RefusedError(
-            Kind.MALFORMED,
-            f"{param} has numbers beside texts or lists: expected the ids of one text, or a list "
-            "for each text",
-            param=param,
-        )
-    return [item for item in found if not isinstance(item, int)]
+        raise RefusedError(Kind.EMPTY, "input is empty, expected at least one text", param="input")
+    if isinstance(found[0], int):  # the ids of one text; there may be millions
+        return await service.off(checked, service, [found])
+    native.limit(service, len(found), "input")
+    return await service.off(checked, service, found)
+
+
+def checked(service: Service, found: Sequence[object]) -> list[Input]:
+    """Return texts, and token ids that the model has.
+
+    Raises:
+        RefusedError: one is of another kind, or no token has one of the ids.
+    """
+    inputs: list[Input] = []
+    vocab = service.model.manifest.vocab
+    for item in found:
+        if isinstance(item, list) and set(map(type, item)) <= {int}:
+            if item and max(item) >= vocab:
+                raise RefusedError(
+                    Kind.INVALID,
+                    f"input has the token id {max(item)}, expected 0 to {vocab - 1}",
+                    param="input",
+                )
+            inputs.append(item)
+        elif isinstance(item, str):
+            inputs.append(item)
+        else:
+            raise RefusedError(
+                Kind.MALFORMED,
+                "input mixes kinds, expected texts, or the ids of a text, or lists of ids",
+                param="input",
+            )
+    return inputs
 
 
 def check_model(service: Service, body: PoolingRequest, task: str, specials: bool) -> None:
