@@ -16,7 +16,7 @@ from m3rt.server.finished import Finished
 from m3rt.server.http import cors, exchange, native
 from m3rt.server.http.exchange import ClientGoneError, Receive, Scope, Send
 from m3rt.server.http.replies import Reply
-from m3rt.server.http.routes import Call, Route, Table
+from m3rt.server.http.routes import Call, Route, Shape, Table
 from m3rt.server.keys import Keys
 from m3rt.server.service import Service
 from m3rt.server.work import Sender, Trail
@@ -87,7 +87,7 @@ class App:
         sender = Sender(request_id=request_id(headers), trail=Trail())
         route: Route | None = None
         call: Call | None = None
-        shape = native.shape
+        shape: Shape = native.shape
         refused: Kind | None = None
         reply = Reply(status=499)
         gone = False

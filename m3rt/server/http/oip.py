@@ -38,6 +38,7 @@ STATUS: Mapping[Kind, int] = {
     Kind.UNAUTHORISED: 401,
     Kind.NOT_FOUND: 404,
     Kind.NOT_ALLOWED: 405,
+    Kind.UNACCEPTABLE: 406,
     Kind.UNSUPPORTED: 501,
     Kind.OVERLOADED: 429,
     Kind.EXPIRED: 503,
@@ -168,7 +169,12 @@ ROUTES = (
     Route(
         "GET", "/v2/health/ready", ready, shape, reply=forms.ReadyReply, open=True, observed=False
     ),
-    *_both("POST", "/infer", infer, forms.InferReply, body=bytes, media=(BINARY,)),
+    *_both(
+        *("POST", "/infer", infer, forms.InferReply),
+        body=bytes,
+        form=forms.InferRequest,
+        media=(BINARY,),
+    ),
     *_both("GET", "/ready", model_ready, forms.ModelReadyReply, observed=False),
     *_both(
         "GET", "", model, forms.ModelReply, observed=False

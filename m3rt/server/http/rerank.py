@@ -18,13 +18,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 
-from m3rt.errors import InputError
 from m3rt.score import Weights
 from m3rt.server.faults import Kind, RefusedError
-from m3rt.server.http import cohere, vllm
+from m3rt.server.http import cohere, tei, tei_forms, vllm
 from m3rt.server.http.exchange import decode
 from m3rt.server.http.native import Usage, used
-from m3rt.server.http.replies import Reply, dumps, json_reply
+from m3rt.server.http.replies import Reply, dumps
 from m3rt.server.http.routes import Call, Route
 from m3rt.server.http.scoring import Scored, Triple, counted, scored, usual
 from m3rt.server.work import Cut
@@ -132,24 +131,10 @@ async def rerank_either(call: Call) -> Reply:
     """Order texts by their scores: TEI's request if it has texts, else vLLM's with documents."""
     which = await decode(call.service, call.body, Which)
     if which.texts is not msgspec.UNSET:
-        return await rerank_texts(call)
+        call.shape = tei_forms.shape
+        return await tei.rerank(call, await decode(call.service, call.body, tei.RerankRequest))
     call.body = await decode(call.service, call.body, RerankRequest)
     return await rerank(call)
-
-
-async def rerank_texts(call: Call) -> Reply:
-    """Answer TEI's form of /rerank, and tell as TEI does of what went wrong; the body is bytes."""
-    try:
-        raise RefusedError(Kind.UNSUPPORTED, "texts are not taken: send documents", param="texts")
-    except RefusedError as refusal:
-        return texts_shape(refusal)
-    except InputError as error:
-        return texts_shape(RefusedError(Kind.INVALID, str(error)))
-
-
-def texts_shape(refusal: RefusedError) -> Reply:
-    """Tell of what went wrong as TEI does."""
-    return json_reply({"error": str(refusal), "error_type": "Validation"}, 422)
 
 
 async def rerank(call: Call) -> Reply:
@@ -266,9 +251,9 @@ ROUTES = (
         rerank_either,
         vllm.shape,
         bytes,
-        RerankReply,
-        form=RerankRequest,
-        shapes=(texts_shape,),
+        (RerankReply, list[tei.Rank]),
+        form=(RerankRequest, tei.RerankRequest),
+        shapes=(tei_forms.shape,),
         example=EXAMPLE,
     ),
     Route("POST", "/v1/rerank", rerank, vllm.shape, RerankRequest, RerankReply, example=EXAMPLE),
