@@ -56,6 +56,11 @@ def same(found: Embeddings, direct: Embeddings) -> None:
         np.testing.assert_allclose(left, right, atol=1e-6)
 
 
+def width_of(found: Embeddings) -> int:
+    assert found.dense is not None
+    return int(found.dense.shape[1])
+
+
 class Stand:
     """A service with a steered engine."""
 
@@ -438,8 +443,6 @@ def test_a_reload_drops_no_request(model: M3, odd_model_dir: Path) -> None:
     other = m3rt.load(odd_model_dir, "cpu")
     texts = ["one text", "and another one"]
     old, new = model.encode(texts, Heads.DENSE), other.encode(texts, Heads.DENSE)
-    assert old.dense is not None
-    assert new.dense is not None
 
     async def work(stand: Stand) -> None:
         widths: list[int] = []
@@ -448,9 +451,9 @@ def test_a_reload_drops_no_request(model: M3, odd_model_dir: Path) -> None:
         async def client() -> None:
             while not stop:
                 found = (await stand.ask(*texts)).embeddings
-                assert found.dense is not None
-                same(found, old if found.dense.shape == old.dense.shape else new)
-                widths.append(found.dense.shape[1])
+                width = width_of(found)
+                same(found, old if width == width_of(old) else new)
+                widths.append(width)
 
         clients = [asyncio.create_task(client()) for _ in range(4)]
         await asyncio.sleep(0.2)
@@ -458,8 +461,7 @@ def test_a_reload_drops_no_request(model: M3, odd_model_dir: Path) -> None:
         await asyncio.sleep(0.2)
         stop = True
         await asyncio.gather(*clients)
-        assert widths[0] == old.dense.shape[1]
-        assert widths[-1] == new.dense.shape[1]
+        assert (widths[0], widths[-1]) == (width_of(old), width_of(new))
         assert stand.engine.closed
         assert stand.service.model.manifest == other.manifest
 

@@ -20,6 +20,7 @@ class Kind(enum.StrEnum):
     UNAUTHORISED = "unauthorised"
     NOT_FOUND = "not_found"  # no such path or model
     NOT_ALLOWED = "not_allowed"  # no such method here
+    UNACCEPTABLE = "unacceptable"  # no media type that the client takes can be made
     UNSUPPORTED = "unsupported"  # this model has no such task
     OVERLOADED = "overloaded"  # it would wait too long, or there is no room
     EXPIRED = "expired"  # its deadline passed

@@ -73,11 +73,8 @@ class Host(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen."""
         await super().startup(sockets)
-        settings = self._app.service.settings
-        if settings.grpc_port:
-            from m3rt.server import rpc
-
-            self._rpc = await rpc.start(self._app.service, settings, self._app.keys)
+        if self._app.service.settings.grpc_port:
+            self._rpc = await self._listened()
         self._spawn(self._watch())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -100,6 +97,24 @@ class Host(uvicorn.Server):
             self._app.keys = keys
         log.info("%s serves now, with %s", service.name, model.engine.name)
         return service.name
+
+    async def _listened(self) -> Any:
+        """Start gRPC, with the same keys and certificate."""
+        import grpc
+
+        from m3rt.server.rpc import server
+
+        service, credentials = self._app.service, None
+        settings = service.settings
+        if settings.tls_cert:
+            chain, key = Path(settings.tls_cert), Path(settings.tls_key)
+            credentials = grpc.ssl_server_credentials([(key.read_bytes(), chain.read_bytes())])
+        address = f"{settings.host}:{settings.grpc_port}"
+        found = await server.start(
+            service, address, lambda header: self._app.keys.client(header), credentials
+        )
+        log.info("gRPC at %s", address)
+        return found
 
     async def _watch(self) -> None:
         await self._app.failed.wait()

@@ -13,6 +13,7 @@ from typing import ParamSpec, TypeVar
 from m3rt.runtime import M3
 from m3rt.server.crew import Ran
 from m3rt.server.faults import Kind, RefusedError
+from m3rt.server.finished import Finished
 from m3rt.server.gather import gathered
 from m3rt.server.items import Request
 from m3rt.server.line import Terms
@@ -43,6 +44,7 @@ class Service:
         self.settings = settings
         self.room = Room(settings.max_memory)
         self.watchers: list[Callable[[Ran], None]] = []  # told of every batch
+        self.observers: list[Callable[[Finished], None]] = []  # told of every request
         self.closers: list[Callable[[], None]] = []  # called in the end
         self.requests = 0  # of any kind that are at work
         self._first = model
@@ -138,6 +140,11 @@ class Service:
         for pool in (self._small, self._large):
             pool.shutdown(wait=False, cancel_futures=True)
         return done
+
+    def over(self, done: Finished) -> None:
+        """Tell all observers of a request that is over."""
+        for observe in self.observers:
+            observe(done)
 
     async def off(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do work in another thread: serialisation, scores."""

@@ -16,7 +16,7 @@ from m3rt.server.finished import Finished
 from m3rt.server.http import cors, exchange, native
 from m3rt.server.http.exchange import ClientGoneError, Receive, Scope, Send
 from m3rt.server.http.replies import Reply
-from m3rt.server.http.routes import Call, Route, Table
+from m3rt.server.http.routes import Call, Route, Shape, Table
 from m3rt.server.keys import Keys
 from m3rt.server.service import Service
 from m3rt.server.work import Sender, Trail
@@ -34,7 +34,6 @@ class App:
         service: what embeds; it is started and stopped with the application.
         routes: what is answered.
         keys: who may ask.
-        observers: told of each request that is over.
     """
 
     def __init__(
@@ -42,13 +41,11 @@ class App:
         service: Service,
         routes: Iterable[Route],
         keys: Keys,
-        observers: Iterable[Callable[[Finished], None]] = (),
     ) -> None:
         self.service = service
         self.keys = keys
         self.table = Table(routes)
         self.failed = asyncio.Event()  # the engine failed as it was warmed up
-        self._observers = tuple(observers)
         self._origins = cors.origins(service.settings.cors_allow_origin)
         self._starting: asyncio.Task[None] | None = None
 
@@ -89,6 +86,8 @@ class App:
         headers = headers_of(scope)
         sender = Sender(request_id=request_id(headers), trail=Trail())
         route: Route | None = None
+        call: Call | None = None
+        shape: Shape = native.shape
         refused: Kind | None = None
         reply = Reply(status=499)
         gone = False
@@ -98,12 +97,14 @@ class App:
                     reply = Reply(status=204)
                 else:
                     route, params = self.table.find(method, scope["path"])
+                    shape = route.shape
                     sender = self._sender(scope, headers, sender, route)
                     call = Call(self.service, None, headers, params, sender, started)
                     reply = await self._answer(route, call, receive)
             except RefusedError as error:
                 refused = error.kind
-                reply = (route.shape if route else native.shape)(error)
+                told = call.shape if call is not None and call.shape is not None else shape
+                reply = told(error)
             reply = replace(
                 reply,
                 headers={
@@ -135,8 +136,7 @@ class App:
             sender,
             headers.get("traceparent", ""),
         )
-        for observe in self._observers:
-            observe(done)
+        self.service.over(done)
 
     async def _answer(self, route: Route, call: Call, receive: Receive) -> Reply:
         """Read the body and call the handler.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from m3rt.server import logs
-from m3rt.server.http import operations
+from m3rt.server.http import openapi, operations
 from m3rt.server.http.app import App
 from m3rt.server.http.operations import Reload
 from m3rt.server.http.surfaces import ROUTES
@@ -24,13 +24,14 @@ def assembled(service: Service, keys: Keys, reload: Reload | None = None) -> App
     """
     metrics = Metrics(service)
     service.watchers.append(metrics.ran)
-    observers = [metrics.finished, logs.finished]
+    service.observers += [metrics.finished, logs.finished]
     if service.settings.metrics_compat == "tei":
         tei = TeiMetrics(service, metrics.registry)
         service.watchers.append(tei.ran)
-        observers.append(tei.finished)
+        service.observers.append(tei.finished)
     if service.settings.otlp_endpoint:
         tracing = Tracing(service.settings.otlp_endpoint, service.name)
         service.closers.append(tracing.close)
-        observers.append(tracing.finished)
-    return App(service, (*ROUTES, *operations.routes(metrics, reload)), keys, observers)
+        service.observers.append(tracing.finished)
+    routes = (*ROUTES, *operations.routes(metrics, reload))
+    return App(service, (*routes, *openapi.routes(routes)), keys)

@@ -38,6 +38,7 @@ ERRORS: Mapping[Kind, tuple[int, str, str | None]] = {
     Kind.UNAUTHORISED: (401, INVALID, "invalid_api_key"),
     Kind.NOT_FOUND: (404, INVALID, "model_not_found"),
     Kind.NOT_ALLOWED: (405, INVALID, None),
+    Kind.UNACCEPTABLE: (406, INVALID, None),
     Kind.UNSUPPORTED: (400, INVALID, None),
     Kind.OVERLOADED: (429, "rate_limit_error", "rate_limit_exceeded"),
     Kind.EXPIRED: (504, "server_error", "timeout"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from m3rt.server.faults import Kind, RefusedError
@@ -25,7 +25,7 @@ class Call:
     params: Mapping[str, str]  # of the path
     sender: Sender
     started: float  # time.perf_counter when its headers were there
-    notes: dict[str, Any] = field(default_factory=dict)  # for the log and the metrics: no texts
+    shape: Shape | None = None  # where one path takes requests of two protocols: its own
 
 
 Handler = Callable[[Call], Awaitable[Reply]]
@@ -42,10 +42,17 @@ class Route:
         shape: how it tells of what went wrong.
         body: what JSON is decoded into, a msgspec type; None reads no body, bytes all of it as
             it is.
-        reply: a msgspec type that documents the answer; answers are never made through it.
-        media: of the answer, besides JSON.
+        reply: a msgspec type that documents the answer, or a tuple of what it may be; answers are
+            never made through it.
+        media: of the answer, besides JSON; without a reply, instead of JSON.
         open: answered without an API key.
         observed: counted as inference in the metrics.
+        form: documents the body where it is bytes: a msgspec type, or a tuple of them.
+        shapes: further ways it tells of what went wrong, for the documents.
+        kinds: what it may be refused for besides what any such route is, for the documents.
+        example: a body, for the documents.
+        slashes: the first variable part of the path may hold some, as a hub id does. Such a route
+            comes after those whose paths continue its own.
     """
 
     method: str
@@ -57,6 +64,11 @@ class Route:
     media: tuple[str, ...] = ()
     open: bool = False
     observed: bool = True
+    form: Any = None
+    shapes: tuple[Shape, ...] = ()
+    kinds: tuple[Kind, ...] = ()
+    example: Any = None
+    slashes: bool = False
 
 
 class Table:
@@ -74,7 +86,8 @@ class Table:
             methods[route.method] = route
         for path, methods in by_path.items():
             if "{" in path:
-                self._patterns.append((pattern(path), methods))
+                slashes = any(route.slashes for route in methods.values())
+                self._patterns.append((pattern(path, slashes), methods))
             else:
                 self._exact[path] = methods
 
@@ -100,9 +113,11 @@ class Table:
         return route, params
 
 
-def pattern(path: str) -> re.Pattern[str]:
-    """Compile a path with ``{name}`` for parts that vary, slashes excluded."""
+def pattern(path: str, slashes: bool = False) -> re.Pattern[str]:
+    """Compile a path with ``{name}`` for parts that vary, slashes excluded but in the first."""
     parts = re.split(r"\{(\w+)\}", path)
-    return re.compile(
-        "".join(f"(?P<{part}>[^/]+)" if i % 2 else re.escape(part) for i, part in enumerate(parts))
-    )
+    parts[1::2] = [f"(?P<{name}>[^/]+)" for name in parts[1::2]]
+    parts[::2] = map(re.escape, parts[::2])
+    if slashes:
+        parts[1] = parts[1].replace("[^/]+", ".+?")
+    return re.compile("".join(parts))

@@ -36,6 +36,8 @@ from m3rt.types import NO_HEADS, Floats, Heads
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8": "float8"}
 PAIR = 40.0  # bytes of an index and a value as JSON, for each value
 
+TEXT = "text/plain"
+
 
 class DenseRequest(Truncation, kw_only=True):
     """Texts to embed. The vectors are unit vectors by themselves, so ``normalize`` adds nothing."""
@@ -324,7 +326,7 @@ async def health(call: Call) -> Reply:
     """Tell whether requests are answered."""
     if not call.service.ready:
         raise RefusedError(Kind.NOT_READY, "unhealthy")
-    return Reply(b"", 200, "text/plain")
+    return Reply(b"", 200, TEXT)
 
 
 ROUTES = (
@@ -336,7 +338,7 @@ ROUTES = (
     Route("POST", "/invocations", root, shape, RootRequest, list[list[float] | float]),
     Route("POST", "/predict", predict, shape, PredictRequest),
     Route("GET", "/info", info, shape, reply=Info, observed=False),
-    Route("GET", "/health", health, shape, open=True, observed=False),
-    Route("GET", "/ping", health, shape, open=True, observed=False),
+    Route("GET", "/health", health, shape, media=(TEXT,), open=True, observed=False),
+    Route("GET", "/ping", health, shape, media=(TEXT,), open=True, observed=False),
     *tei_tokens.ROUTES,
 )

@@ -33,6 +33,7 @@ ERRORS: Mapping[Kind, tuple[int, str]] = {
     Kind.UNAUTHORISED: (401, "Validation"),
     Kind.NOT_FOUND: (404, "Validation"),
     Kind.NOT_ALLOWED: (405, "Validation"),
+    Kind.UNACCEPTABLE: (406, "Validation"),
     Kind.UNSUPPORTED: (424, "Backend"),
     Kind.OVERLOADED: (429, "Overloaded"),
     Kind.EXPIRED: (504, "Overloaded"),

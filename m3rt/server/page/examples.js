@@ -1,0 +1,105 @@
+// Texts to try, one click away: a query and its passages in several scripts.
+
+export const EXAMPLES = [
+  {
+    name: "English",
+    lang: "en",
+    query: "How do plants get energy from the sun?",
+    passages: [
+      "Plants use light to make sugar from water and air.",
+      "The energy of the sun drives the growth of plants.",
+      "Las plantas usan la luz del sol.",
+      "Solar panels turn light into electric power.",
+      "Many birds fly south in the winter.",
+    ],
+  },
+  {
+    name: "Many languages",
+    lang: "en",
+    query: "Where is the nearest train station?",
+    passages: [
+      "Wo ist der nächste Bahnhof?",
+      "Où est la gare la plus proche ?",
+      "أين أقرب محطة قطار؟",
+      "איפה תחנת הרכבת הקרובה?",
+      "最近的火车站在哪里？",
+      "निकटतम रेलवे स्टेशन कहाँ है?",
+      "สถานีรถไฟที่ใกล้ที่สุดอยู่ที่ไหน",
+      "Где ближайший вокзал?",
+      "The station was closed to passenger trains in 1964.",
+      "I bought a new bicycle yesterday.",
+    ],
+  },
+  {
+    name: "العربية",
+    lang: "ar",
+    query: "ما هي عاصمة مصر؟",
+    passages: [
+      "القاهرة هي عاصمة مصر وأكبر مدنها.",
+      "يمر نهر النيل عبر مصر من الجنوب إلى الشمال.",
+      "الرباط هي عاصمة المغرب.",
+      "Cairo has been the capital of Egypt since the year 969.",
+      "أحب القهوة مع الحليب.",
+    ],
+  },
+  {
+    name: "עברית",
+    lang: "he",
+    query: "מתי נפתחת הספרייה?",
+    passages: [
+      "הספרייה נפתחת בשעה תשע בבוקר.",
+      "הספרייה סגורה בשבת.",
+      "קראתי ספר טוב בחופשה.",
+      "The library opens at nine in the morning.",
+      "החנות נפתחת בשעה שמונה.",
+    ],
+  },
+  {
+    name: "中文",
+    lang: "zh",
+    query: "怎样学好一门外语？",
+    passages: [
+      "学外语最好的方法是每天听和说。",
+      "多读书可以学到很多新单词。",
+      "他会说三种外语。",
+      "The best way to learn a language is to speak it every day.",
+      "今天的天气很好。",
+    ],
+  },
+  {
+    name: "हिन्दी",
+    lang: "hi",
+    query: "बारिश कब होगी?",
+    passages: [
+      "कल सुबह बारिश होने की संभावना है।",
+      "बारिश के कारण मैच रद्द हो गया।",
+      "भारत में मानसून जून में आता है।",
+      "It will rain tomorrow morning.",
+      "मुझे चाय पीना पसंद है।",
+    ],
+  },
+  {
+    name: "ไทย",
+    lang: "th",
+    query: "ร้านอาหารที่อร่อยอยู่ที่ไหน",
+    passages: [
+      "ร้านอาหารที่อร่อยที่สุดอยู่ใกล้ตลาด",
+      "อาหารไทยมีรสเผ็ด",
+      "ฉันไปตลาดทุกเช้า",
+      "Where is a good restaurant?",
+      "รถไฟออกเวลาเจ็ดโมงเช้า",
+    ],
+  },
+  {
+    name: "Emoji",
+    lang: "en",
+    query: "🎂🎉",
+    passages: [
+      "Happy birthday! 🎂🎈",
+      "We won the match 🏆🎉",
+      "🌧️ It will rain tomorrow ☔",
+      "Best 🍕 in town",
+      "I do not like parties.",
+    ],
+  },
+];
