@@ -172,11 +172,12 @@ def documented(document: Mapping[str, Any]) -> dict[str, Any]:
             continue
         content = methods["post"].get("requestBody", {}).get("content", {})
         form = content.get("application/json", {})
-        known = BODIES.get(path, BODIES.get(re.sub(r"\{\w+\}", "m", path)))
+        place = re.sub(r"\{\w+\}", "m", re.sub(r"\{\w*version\w*\}", "1", path))
+        known = BODIES.get(path, BODIES.get(place.replace("/versions/1", "")))
         example = form.get("example", known)
         if example is None:
             example = sample(form.get("schema", {}), document)
-        found[re.sub(r"\{\w+\}", "m", path)] = example
+        found[place] = example
     return found
 
 

@@ -22,7 +22,7 @@ from m3rt.connection import ExchangeError, Pool, Response, Target
 from m3rt.errors import InputError, UnavailableError
 from m3rt.load_generator import Load, spent
 from m3rt.load_summary import Client, Window, summarise
-from m3rt.loads import Latencies, LoadSettings, Run, Sample
+from m3rt.loads import STAGES, Latencies, LoadSettings, Run, Sample
 from m3rt.payloads import FORMS, Estimate, Group, make
 from m3rt.result import percentile
 from tests.scripted import Script, peer, reply
@@ -607,7 +607,7 @@ def invoked(*arguments: object) -> Result:
 SHORT = ("--duration", "0.5", "--warm-up", "0.1", "--rate", "40", "--check")
 
 
-@pytest.mark.parametrize("form", [form for form in FORMS if form != "binary"])
+@pytest.mark.parametrize("form", FORMS)
 def test_all_answers_of_a_server_are_right(
     served: Served, model_dir: Path, form: str, tmp_path: Path
 ) -> None:
@@ -632,6 +632,9 @@ def test_all_answers_of_a_server_are_right(
     assert run["latency"]["p999"] is None
     assert "samples" in run["latency"]["p999_why"]
     assert run["received_bytes"] > 0
+    if form != "binary":  # which tells no timings
+        assert run["split"]["n"] == run["requests"]
+        assert set(run["split"]["p50"]) == {"wait", *STAGES, "rest"}
     page = html.read_text("utf-8").removeprefix("<!DOCTYPE html>\n")
     assert len(ElementTree.fromstring(page).findall(".//figure")) == 2
 
