@@ -16,7 +16,7 @@ overload    at 2 and 10 times the capacity, every answer compared, the server's 
 lanes       interactive requests alone, with bulk beside them until the server is full, and with
             the same requests beside them that do not say that they are bulk
 
-In all but the first, requests say how long they may take: the objective.
+In the last three, requests say how long they may take: the objective.
 """
 
 from __future__ import annotations
@@ -138,9 +138,12 @@ def load_of(trial: Trial, settings: LoadSettings, group: Group) -> Load:
 
 async def under_load(trial: Trial, settings: LoadSettings) -> dict[str, Any]:
     """Measure all that needs more than one request at a time."""
-    load = load_of(trial, settings, Group("", 1.0, 1))
-    await load.alone()
-    capacity = await load.capacity(typer.echo)
+    group = Group("", 1.0, 1)
+    patient = load_of(trial, replace(settings, deadline_ms=None), group)
+    await patient.alone()
+    capacity = await patient.capacity(typer.echo)
+    load = load_of(trial, settings, group)
+    load.learn(patient)
     if not capacity.rate:
         raise RuntimeError("the server answered nothing")
     runs: list[Run] = []
@@ -157,6 +160,7 @@ async def under_load(trial: Trial, settings: LoadSettings) -> dict[str, Any]:
         }
         found["steady" if share in STEADY else "overload"].append(part)
     load.pool.close()
+    patient.pool.close()
     found["lanes"] = await lanes(trial, settings, SHARE * capacity.rate)
     found["figures"] = load_tables.figures(runs, settings.slo_ms)
     return found

@@ -90,17 +90,21 @@ async def measure(
                 Group("bulk", settings.bulk, settings.bulk_texts),
             ]
         texts = [text for mix in read for text in mix.texts]
-        made = make(
-            target, texts, groups, settings.heads, settings.form, keys, settings.deadline_ms
-        )
-        load = Load(pool, made, [group.share for group in groups], settings)
+
+        def load_with(deadline_ms: float | None) -> Load:
+            made = make(target, texts, groups, settings.heads, settings.form, keys, deadline_ms)
+            return Load(pool, made, [group.share for group in groups], settings)
+
+        # what is waited for as long as it takes, and the load itself
+        patient, load = load_with(None), load_with(settings.deadline_ms)
         about = await described(pool, headers)
         say("each request alone")
-        alone = await load.alone()
+        alone = await patient.alone()
+        load.learn(patient)
         rates: list[tuple[float, float | None]] = [(rate, None) for rate in settings.rates]
         capacity = None
         if settings.loads:
-            capacity = await load.capacity(say)
+            capacity = await patient.capacity(say)
             rates += ((share * capacity.rate, share) for share in settings.loads if capacity.rate)
         runs = []
         for rate, share in rates:
