@@ -42,7 +42,7 @@ from m3rt.connection import Pool, Target
 from m3rt.doctor import version
 from m3rt.load_generator import Load
 from m3rt.loads import Latencies, LoadSettings, Run, Stage
-from m3rt.payloads import ROUTE, Group, body, make
+from m3rt.payloads import ROUTE, Group, body, distinct, make
 from m3rt.tables import Sheet, number
 from m3rt.types import Heads
 
@@ -69,6 +69,7 @@ class Trial:
     slo_ms: float | None
     heads: tuple[str, ...]
     form: str
+    distinct: int = 1024  # texts
     overload: tuple[float, ...] = OVERLOAD
 
     @property
@@ -127,13 +128,12 @@ def engine_alone(trial: Trial) -> Latencies:
     return found
 
 
-def load_of(trial: Trial, settings: LoadSettings, group: Group) -> Load:
-    """Return what sends requests of one kind."""
+def load_of(trial: Trial, settings: LoadSettings, group: Group, mark: str = "") -> Load:
+    """Return what sends requests of one kind; with another mark, its texts are others."""
     target = Target.parse(trial.peer.url)
-    made = make(
-        target, trial.texts, [group], settings.heads, settings.form, (), settings.deadline_ms
-    )
-    return Load(Pool(target, settings.connections, settings.timeout), made, [1.0], settings)
+    texts = distinct(trial.texts, settings.distinct, trial.model.tokenizer, mark)
+    made = make(target, texts, group, settings.heads, settings.form, (), settings.deadline_ms)
+    return Load(Pool(target, settings.connections, settings.timeout), [made], [1.0], settings)
 
 
 async def under_load(trial: Trial, settings: LoadSettings) -> dict[str, Any]:
@@ -173,7 +173,7 @@ async def lanes(trial: Trial, settings: LoadSettings, rate: float) -> dict[str, 
     for name, lane in (("alone", None), ("bulk", "bulk"), ("same_lane", "interactive")):
         typer.echo(f"lanes: {name}")
         mine = load_of(trial, settings, Group("interactive", 1.0, 1))
-        others = load_of(trial, free, Group(lane or "", 1.0, BULK_TEXTS))
+        others = load_of(trial, free, Group(lane or "", 1.0, BULK_TEXTS), "b")
         stage: Stage | None = None
         if lane:
             seconds = settings.warm_up + settings.seconds + 1
@@ -200,6 +200,7 @@ def measured(trial: Trial) -> dict[str, Any]:
         form=trial.form,
         seconds=trial.seconds,
         warm_up=min(2.0, trial.seconds / 4),
+        distinct=trial.distinct,
         slo_ms=slo,
         deadline_ms=slo,
         check=True,

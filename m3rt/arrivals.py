@@ -35,7 +35,10 @@ def poisson(rate: float, seconds: float, seed: int) -> Times:
 
 
 def picks(shares: Sequence[float], sizes: Sequence[int], count: int, seed: int) -> NDArray[np.intp]:
-    """Choose what each arrival brings: a group by its share, one of the group at random.
+    """Choose what each arrival brings: a group by its share, all of the group in turn.
+
+    So what is on the way at the same time differs, as far as there are as many: a server may answer
+    equal requests once.
 
     Args:
         shares: of each group; their sum need not be 1.
@@ -51,7 +54,11 @@ def picks(shares: Sequence[float], sizes: Sequence[int], count: int, seed: int) 
     size = np.asarray(sizes)
     first = np.cumsum(size) - size
     group = draw.choice(len(size), count, p=share / share.sum())
-    found: NDArray[np.intp] = first[group] + (draw.random(count) * size[group]).astype(np.intp)
+    found = np.empty(count, np.intp)
+    for number in range(len(size)):
+        mine = np.flatnonzero(group == number)
+        turn = draw.permutation(size[number])
+        found[mine] = first[number] + turn[np.arange(len(mine)) % size[number]]
     return found
 
 

@@ -23,7 +23,7 @@ from m3rt.connection import ExchangeError, Pool, Target
 from m3rt.errors import UnavailableError
 from m3rt.load_generator import Load, Say
 from m3rt.loads import LoadResult, LoadSettings
-from m3rt.payloads import ROUTE, Estimate, Group, body, make
+from m3rt.payloads import ROUTE, Estimate, Group, body, distinct, make
 from m3rt.tokenizer import Tokenizer
 
 LONGEST = 8192  # tokens of a text, where no model tells
@@ -90,9 +90,17 @@ async def measure(
                 Group("bulk", settings.bulk, settings.bulk_texts),
             ]
         texts = [text for mix in read for text in mix.texts]
+        marks = ("", "b")  # what waits for another lane is not the same
+        kinds = [
+            distinct(texts, settings.distinct, counter, mark)
+            for mark, _ in zip(marks, groups, strict=False)
+        ]
 
         def load_with(deadline_ms: float | None) -> Load:
-            made = make(target, texts, groups, settings.heads, settings.form, keys, deadline_ms)
+            made = [
+                make(target, kind, group, settings.heads, settings.form, keys, deadline_ms)
+                for kind, group in zip(kinds, groups, strict=True)
+            ]
             return Load(pool, made, [group.share for group in groups], settings)
 
         # what is waited for as long as it takes, and the load itself

@@ -24,6 +24,7 @@ FIRST = 4  # requests at once where the capacity's search begins, which doubles 
 GAIN = 1.05  # of the best rate before, at least; two stages without it end the search
 PAUSE = 0.05  # seconds that a closed loop waits after a refusal
 SETTLING = 0.25  # of a stage, not counted
+ALONE = 64  # requests that are sent alone where answers are not compared
 TRIES = 3  # of a request that is sent alone
 TIMINGS = re.compile(rb'"timings":\s*(\{[^{}]*\})')
 NAMES = {"tokenize": "tokenise", "tokenization": "tokenise", "inference": "engine"}
@@ -48,7 +49,6 @@ class Load:
     ) -> None:
         self.pool = pool
         self.settings = settings
-        self.tokens: dict[int, int] = {}  # of the texts of each question
         self._payloads = [payload for group in groups for payload in group]
         self._sizes = [len(group) for group in groups]
         self._shares = shares
@@ -64,7 +64,7 @@ class Load:
             kind, ended = error.kind, loop.time()
             size = len(payload.data)
             return Sample(
-                *(payload.lane, payload.question, len(payload.rows), due, begun, ended, kind),
+                *(payload.lane, payload.question, payload.texts, due, begun, ended, kind),
                 sent=size,
             )
         good = response.status == 200
@@ -76,11 +76,12 @@ class Load:
         return Sample(
             lane=payload.lane,
             question=payload.question,
-            texts=len(payload.rows),
+            texts=payload.texts,
             due=due,
             begun=begun,
             ended=response.ended,
             outcome=str(response.status),
+            tokens=expectation.tokens(response.body, self.settings.form) if good else 0,
             received=response.size,
             sent=len(payload.data),
             split=spent(response) if good else {},
@@ -88,13 +89,15 @@ class Load:
         )
 
     async def alone(self) -> Latencies | None:
-        """Send each distinct request once, one after another, and remember the answers."""
+        """Send requests one after another: all distinct ones, to compare with; else some."""
         loop = asyncio.get_running_loop()
         seen: set[int] = set()
         seconds: list[float] = []
         for payload in self._payloads:
             if payload.question in seen:
                 continue
+            if len(seen) == ALONE and not self.settings.check:
+                break
             seen.add(payload.question)
             for _ in range(TRIES):
                 begun = loop.time()
@@ -110,8 +113,6 @@ class Load:
         return Latencies.of(seconds)
 
     def _remember(self, payload: Payload, response: Response) -> None:
-        if count := expectation.tokens(response.body, self.settings.form):
-            self.tokens[payload.question] = count
         if self.settings.check:
             with contextlib.suppress(ValueError):
                 found = expectation.expect(response.body, self.settings.form)
@@ -119,7 +120,7 @@ class Load:
 
     def learn(self, other: Load) -> None:
         """Take over the answers that requests with the same texts gave alone."""
-        self.tokens, self._expected = other.tokens, other._expected
+        self._expected = other._expected
 
     async def closed(self, concurrency: int, seconds: float) -> Stage:
         """Keep so many requests on the way, each followed by the next."""
@@ -188,7 +189,6 @@ class Load:
             load,
             settings,
             Client(pool.waited - before[0], pool.opened - before[1], pool.again - before[2], busy),
-            self.tokens,
             set(self._expected) if settings.check else None,
         )
 

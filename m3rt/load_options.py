@@ -63,6 +63,9 @@ Shares = Annotated[
 Duration = Annotated[float, typer.Option(min=0.1, help="Seconds measured at each rate.")]
 WarmUp = Annotated[float, typer.Option(min=0, help="Seconds at each rate before that.")]
 Texts = Annotated[int, typer.Option("--texts", min=1, help="Texts in a request.")]
+Distinct = Annotated[
+    int, typer.Option(min=1, help="Texts that differ: numbers go before those of a mix.")
+]
 Form = Annotated[
     str,
     typer.Option(
@@ -96,7 +99,18 @@ Seed = Annotated[int, typer.Option(min=0, help="Of the arrivals.")]
 
 ONLY_ENGINES = ("engine", "rounds", "seconds", "streams", "devices", "compare")
 ONLY_SERVERS = (
-    *("rate", "load", "duration", "warm_up", "texts", "form", "slo_ms", "deadline_ms", "bulk"),
+    *(
+        "rate",
+        "load",
+        "duration",
+        "warm_up",
+        "texts",
+        "distinct",
+        "form",
+        "slo_ms",
+        "deadline_ms",
+        "bulk",
+    ),
     *("bulk_texts", "api_key", "connections", "concurrency", "timeout", "check", "check_cosine"),
     "seed",
 )

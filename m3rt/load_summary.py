@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +52,6 @@ def summarise(
     load: float | None,
     settings: LoadSettings,
     client: Client,
-    tokens: Mapping[int, int],
     checked: set[int] | None,
 ) -> Run:
     """Summarise one rate.
@@ -64,14 +63,13 @@ def summarise(
         load: the share of the capacity that this is, if so.
         settings: of the benchmark.
         client: what the client did.
-        tokens: of the texts of each question, as far as known.
         checked: questions whose answer is known; None: answers are not compared.
     """
     came, ended = window.due(samples), window.ended(samples)
     served = [one for one in ended if one.outcome == "200"]
     in_time = settings.slo_ms / 1e3
     faults = [one.fault for one in came if one.fault]
-    known = all(one.question in tokens for one in served)
+    known = all(one.tokens for one in served)
     lanes = sorted({one.lane for one in came})
     return Run(
         load=load,
@@ -81,9 +79,7 @@ def summarise(
         requests=len(came),
         throughput=len(served) / window.seconds,
         texts_per_second=sum(one.texts for one in served) / window.seconds,
-        tokens_per_second=(
-            sum(tokens[one.question] for one in served) / window.seconds if known else None
-        ),
+        tokens_per_second=(sum(one.tokens for one in served) / window.seconds if known else None),
         goodput=len(good(ended, in_time)) / window.seconds,
         good_share=len(good(came, in_time)) / max(1, len(came)),
         shed_share=sum(one.outcome == "429" for one in came) / max(1, len(came)),

@@ -196,7 +196,7 @@ def about(result: LoadResult) -> list[tuple[str, str]]:
         ("client", f"{machine.cpu.model}, {machine.cpu.cores} cores"),
         ("heads", ", ".join(settings.heads)),
         ("form", settings.form),
-        ("texts", f"{settings.texts} in a request"),
+        ("texts", f"{settings.texts} in a request; {settings.distinct} differ, at most"),
         ("lanes", lanes),
         ("deadline", deadline),
         ("checked", checked if settings.check else ""),

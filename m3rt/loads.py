@@ -25,6 +25,7 @@ class LoadSettings:
     heads: tuple[str, ...] = ("dense", "sparse", "colbert")
     form: str = "json"  # of answers; see payloads.FORMS
     texts: int = 1  # of a request
+    distinct: int = 1024  # texts that differ, about: a server may compute equal ones once
     rates: tuple[float, ...] = ()  # requests a second
     loads: tuple[float, ...] = ()  # rates as shares of the capacity, which is then measured
     seconds: float = 10.0  # measured, at each rate
@@ -53,6 +54,7 @@ class Sample:
     begun: float  # when the client came to it
     ended: float
     outcome: str  # the status, or the kind of an ExchangeError
+    tokens: int = 0  # of the texts, as the answer says; 0: it does not
     received: int = 0  # bytes
     sent: int = 0
     split: Mapping[str, float] = field(default_factory=dict)  # seconds, by STAGES
@@ -188,7 +190,7 @@ class LoadResult:
     machine: Report  # the client's
     mixes: tuple[MixFacts, ...]
     estimated: bool  # the lengths are no tokenizer's
-    alone: Latencies | None  # each distinct request once, one after another, before the load
+    alone: Latencies | None  # requests one after another, before the load
     capacity: Capacity | None
     runs: tuple[Run, ...]
     schema: int = field(default=SCHEMA)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import numpy as np
 
 from m3rt.connection import Target
+from m3rt.mixes import Counter, cut
 from m3rt.types import Ints
 
 ROUTE = "/v1/m3/embed"
+CHARACTERS = 1 << 22  # of distinct texts, about
 MEDIA = "application/x-safetensors"
 FORMS: Mapping[str, Mapping[str, str]] = {  # what a body says of each
     "json": {},
@@ -26,8 +29,8 @@ class Payload:
 
     lane: str  # interactive, bulk; empty: the server decides
     data: bytes  # head and body
-    rows: tuple[int, ...]  # which of the texts it holds, in this order
-    question: int  # requests with the same texts have the same
+    texts: int
+    question: int  # requests with the same body have the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,42 +57,60 @@ def body(texts: Sequence[str], heads: Sequence[str], form: str) -> bytes:
 def make(
     target: Target,
     texts: Sequence[str],
-    groups: Sequence[Group],
+    group: Group,
     heads: Sequence[str],
     form: str,
     keys: Sequence[str] = (),
     deadline_ms: float | None = None,
-) -> list[list[Payload]]:
-    """Return the requests of each group: one that begins with each text, for each key.
+) -> list[Payload]:
+    """Return the requests of a group, which hold each text once, for each key.
 
     Args:
         target: the server.
-        texts: what is sent, all equally often.
-        groups: kinds of requests.
+        texts: what is sent, all equally often; the last request begins again with the first ones.
+        group: their kind.
         heads: asked for.
         form: one of FORMS.
         keys: API keys, all equally often; none sends none.
         deadline_ms: what a request says that it may take; None says nothing.
     """
-    found: list[list[Payload]] = []
-    questions: dict[tuple[int, ...], int] = {}
-    for group in groups:
-        headers = {"x-priority": group.lane} if group.lane else {}
-        if deadline_ms is not None:
-            headers["x-request-timeout-ms"] = f"{deadline_ms:g}"
-        if form == "binary":
-            headers["accept"] = MEDIA
-        made: list[Payload] = []
-        for first in range(len(texts)):
-            rows = tuple((first + i) % len(texts) for i in range(group.texts))
-            content = body([texts[row] for row in rows], heads, form)
-            question = questions.setdefault(rows, len(questions))
-            for key in keys or [""]:
-                said = headers | ({"authorization": f"Bearer {key}"} if key else {})
-                data = target.request(ROUTE, content, said)
-                made.append(Payload(group.lane, data, rows, question))
-        found.append(made)
+    headers = {"x-priority": group.lane} if group.lane else {}
+    if deadline_ms is not None:
+        headers["x-request-timeout-ms"] = f"{deadline_ms:g}"
+    if form == "binary":
+        headers["accept"] = MEDIA
+    found: list[Payload] = []
+    for first in range(0, len(texts), group.texts):
+        content = body([texts[(first + i) % len(texts)] for i in range(group.texts)], heads, form)
+        question = int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
+        for key in keys or [""]:
+            said = headers | ({"authorization": f"Bearer {key}"} if key else {})
+            data = target.request(ROUTE, content, said)
+            found.append(Payload(group.lane, data, group.texts, question))
     return found
+
+
+def distinct(
+    texts: Sequence[str], count: int, counter: Counter | None = None, mark: str = ""
+) -> list[str]:
+    """Return as many texts that all differ, made of some: with a number before them.
+
+    Args:
+        texts: some; they come first, if there is no mark.
+        count: how many to return; fewer, if they are long, and all of texts in any case.
+        counter: cuts a text to the tokens that it had; None leaves it longer by its number.
+        mark: goes before each number, so that texts of another mark differ, too.
+    """
+    sizes = counter.lengths(texts).tolist() if counter else [0] * len(texts)
+    most = CHARACTERS * len(texts) // max(1, sum(map(len, texts)))
+    found = [] if mark else list(texts)
+    number = 0
+    while len(found) < max(min(count, most), len(texts)):
+        number += 1
+        for text, size in zip(texts, sizes, strict=True):
+            longer = f"{mark}{number} {text}"
+            found.append(cut(counter, longer, size) if counter else longer)
+    return found[: max(count, len(texts))]
 
 
 class Estimate:

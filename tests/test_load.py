@@ -23,7 +23,7 @@ from m3rt.errors import InputError, UnavailableError
 from m3rt.load_generator import Load, spent
 from m3rt.load_summary import Client, Window, summarise
 from m3rt.loads import STAGES, Latencies, LoadSettings, Run, Sample
-from m3rt.payloads import FORMS, Estimate, Group, make
+from m3rt.payloads import FORMS, Estimate, Group, distinct, make
 from m3rt.result import percentile
 from tests.scripted import Script, peer, reply
 from tests.served import Served
@@ -62,7 +62,7 @@ async def asked(script: Script, times: int = 1, **options: Any) -> tuple[list[Re
 def load_of(url: str, settings: LoadSettings, groups: list[Group] | None = None) -> Load:
     groups = groups or [Group("", 1.0, settings.texts)]
     target = Target.parse(url)
-    payloads = make(target, TEXTS, groups, settings.heads, settings.form)
+    payloads = [make(target, TEXTS, group, settings.heads, settings.form) for group in groups]
     pool = Pool(target, settings.connections, settings.timeout)
     return Load(pool, payloads, [group.share for group in groups], settings)
 
@@ -243,6 +243,24 @@ def test_what_arrives_is_chosen_by_shares() -> None:
     chosen = picks([3.0, 1.0], [2, 4], 40_000, seed=0)
     counts = np.bincount(chosen, minlength=6) / 40_000
     assert np.abs(counts - [0.375, 0.375, *[0.0625] * 4]).max() < 0.02
+    # in turn: whatever follows each other differs
+    of_second = chosen[chosen >= 2]
+    assert all(len(set(of_second[i : i + 4])) == 4 for i in range(0, 1000, 4))
+
+
+def test_texts_that_differ(model: m3rt.M3) -> None:
+    texts = list(mixes.of_lengths(model.tokenizer, [12, 40, 200]))
+    found = distinct(texts, 50, model.tokenizer)
+    assert found[:3] == texts
+    assert len(set(found)) == len(found) == 50
+    lengths = model.tokenizer.lengths(found)
+    for i, wanted in enumerate((12, 40, 200)):
+        assert set(lengths[i::3].tolist()) <= {wanted - 1, wanted}
+    others = distinct(texts, 50, model.tokenizer, "b")
+    assert not set(found) & set(others)
+    assert distinct(texts, 2) == texts
+    assert distinct(["a"], 3) == ["a", "1 a", "2 a"]
+    assert len(distinct(["a" * 10**6], 1000)) < 10
 
 
 def test_a_server_that_stalls_does_not_slow_the_arrivals() -> None:
@@ -302,7 +320,8 @@ def test_the_wait_for_a_connection_is_latency() -> None:
 
 
 def sample(due: float, latency: float, outcome: str = "200", **rest: Any) -> Sample:
-    values: dict[str, Any] = {"lane": "", "question": 0, "texts": 1, "begun": due} | rest
+    values: dict[str, Any] = {"lane": "", "question": 0, "texts": 1, "begun": due, "tokens": 7}
+    values |= rest
     return Sample(due=due, ended=due + latency, outcome=outcome, **values)
 
 
@@ -310,7 +329,7 @@ def summary(
     samples: list[Sample], seconds: float = 10.0, slo_ms: float = 100.0, **rest: Any
 ) -> Run:
     settings = LoadSettings(slo_ms=slo_ms)
-    values: dict[str, Any] = {"tokens": {0: 7}, "checked": None} | rest
+    values: dict[str, Any] = {"checked": None} | rest
     return summarise(
         samples, Window(5.0, 5.0 + seconds), 50.0, None, settings, Client(0, 0, 0, 0.0), **values
     )
@@ -368,10 +387,10 @@ def test_what_is_counted() -> None:
 
 
 def test_wrong_answers_and_those_that_could_not_be_checked_are_told() -> None:
-    samples = [sample(5, 0.01, fault="a"), sample(6, 0.01), sample(7, 0.01, question=1)]
+    samples = [sample(5, 0.01, fault="a"), sample(6, 0.01), sample(7, 0.01, question=1, tokens=0)]
     run = summary(samples, checked={0})
     assert (run.wrong, run.wrong_examples, run.unchecked) == (1, ("a",), 1)
-    assert run.tokens_per_second is None  # those of question 1 are unknown
+    assert run.tokens_per_second is None  # one answer does not tell
 
 
 def test_lanes() -> None:
@@ -459,21 +478,19 @@ def test_server_timing_and_timings() -> None:
 
 def test_requests_say_what_they_are() -> None:
     target = Target.parse("http://h:1")
-    groups = [Group("interactive", 0.8, 1), Group("bulk", 0.2, 4)]
-    made = make(target, TEXTS, groups, ("dense",), "base64", ["k1", "k2"], 250.0)
-    assert [len(group) for group in made] == [6, 6]
-    assert [one.rows for one in made[1]][::2] == [(0, 1, 2, 0), (1, 2, 0, 1), (2, 0, 1, 2)]
-    assert len({one.question for group in made for one in group}) == 6
-    head, _, content = made[1][1].data.partition(b"\r\n\r\n")
+    made = make(target, TEXTS, Group("bulk", 0.2, 2), ("dense",), "base64", ["k1", "k2"], 250.0)
+    assert [one.texts for one in made] == [2] * 4
+    assert len({one.question for one in made}) == 2
+    head, _, content = made[3].data.partition(b"\r\n\r\n")
     assert json.loads(content) == {
-        "inputs": ["one", "two", "three", "one"],
+        "inputs": ["three", "one"],
         "outputs": ["dense"],
         "format": "base64",
         "dtype": "float16",
     }
     for line in (b"x-priority: bulk", b"x-request-timeout-ms: 250", b"authorization: Bearer k2"):
         assert line in head.split(b"\r\n")
-    plain = make(target, ["Grüße"], [Group("", 1, 1)], ("dense",), "json")[0][0].data
+    plain = make(target, ["Grüße"], Group("", 1, 1), ("dense",), "json")[0].data
     assert b"x-priority" not in plain
     assert "Grüße".encode() in plain
 
@@ -604,7 +621,7 @@ def invoked(*arguments: object) -> Result:
     return CliRunner().invoke(cli.app, ["bench", *map(str, arguments)])
 
 
-SHORT = ("--duration", "0.5", "--warm-up", "0.1", "--rate", "40", "--check")
+SHORT = ("--duration", "0.5", "--warm-up", "0.1", "--rate", "40", "--check", "--distinct", "100")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -622,7 +639,7 @@ def test_all_answers_of_a_server_are_right(
     assert found["schema"] == 1
     assert found["mixes"][0]["quantiles"]["p50"] == 12
     assert not found["estimated"]
-    assert found["alone"]["n"] == 128  # each text alone, and in a bulk request
+    assert found["alone"]["n"] == 100 + 25  # each text alone, and in a bulk request
     run = found["runs"][0]
     assert run["outcomes"] == {"200": run["requests"]}
     assert (run["wrong"], run["unchecked"], run["good_share"]) == (0, 0, 1.0)
@@ -646,7 +663,8 @@ def test_a_swapped_answer_is_found(served: Served) -> None:
         load = load_of(served.url, LoadSettings(seconds=0.4, warm_up=0.0, check=True))
         await load.alone()
         expected = load._expected
-        expected[0], expected[1] = expected[1], expected[0]
+        first, second, _ = expected
+        expected[first], expected[second] = expected[second], expected[first]
         return await load.at(50.0)
 
     run = ran(work())

@@ -34,7 +34,9 @@ def of(served: Served) -> Peer:
 
 def test_what_serving_costs_is_measured(served: Served) -> None:
     heads = ("dense",)
-    trial = serving.Trial(of(served), served.model, "queries", 0.3, 3, 50.0, heads, "json", (1.5,))
+    trial = serving.Trial(
+        of(served), served.model, "queries", 0.3, 3, 50.0, heads, "json", 64, (1.5,)
+    )
     found = serving.measured(trial)
     figures = found.pop("figures")
     page = report.document("m3rt serve", [], figures, serving.sheets(found))
