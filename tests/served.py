@@ -56,7 +56,7 @@ def serving(
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
-            while not (server.started and (service.ready or not ready)):
+            while not (server.started and (service.started or not ready)):
                 assert thread.is_alive(), "the server did not start"
                 time.sleep(0.01)
             yield Served(f"http://127.0.0.1:{port}", service, model)
