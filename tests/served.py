@@ -13,6 +13,7 @@ import uvicorn
 
 from m3rt import M3
 from m3rt.server.host import configuration
+from m3rt.server.http.app import App
 from m3rt.server.http.assembly import assembled
 from m3rt.server.keys import Keys
 from m3rt.server.service import Service
@@ -24,6 +25,7 @@ class Served:
     """A server that runs."""
 
     url: str  # without a slash at its end
+    app: App
     service: Service
     model: M3  # what it serves, to compare its answers with
 
@@ -59,7 +61,7 @@ def serving(
             while not (server.started and (service.started or not ready)):
                 assert thread.is_alive(), "the server did not start"
                 time.sleep(0.01)
-            yield Served(f"http://127.0.0.1:{port}", service, model)
+            yield Served(f"http://127.0.0.1:{port}", app, service, model)
         finally:
             server.should_exit = True
             thread.join(30)

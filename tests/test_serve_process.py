@@ -103,7 +103,8 @@ class Load:
         with httpx.Client(timeout=20) as client:
             while not self._stop.is_set():
                 n += 1
-                body = {"inputs": TEXTS[n % len(TEXTS)], "outputs": ["dense"]}
+                text = TEXTS[n % len(TEXTS)]
+                body = {"inputs": text, "outputs": ["dense"]}
                 try:
                     found = client.post(self.url + "/v1/m3/embed", json=body)
                 except httpx.TransportError:
@@ -117,7 +118,7 @@ class Load:
                 if np.round(row, 5).tobytes() in [rows[n % len(TEXTS)] for rows in direct]:
                     self.right += 1
                 else:
-                    self.wrong.append(body["inputs"])
+                    self.wrong.append(text)
 
 
 def rounded(model: M3) -> np.ndarray:

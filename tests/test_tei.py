@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 import numpy as np
 import pytest
 from huggingface_hub import InferenceClient
@@ -25,9 +24,7 @@ from benchmarks.checkpoint import train_tokenizer
 from m3rt import Heads, InputError, score
 from m3rt.runtime import M3
 from m3rt.server.faults import Kind, RefusedError
-from m3rt.server.http import tei
-from m3rt.server.http.surfaces import ROUTES
-from m3rt.server.http.tei_forms import Failure, shape
+from m3rt.server.http.tei_forms import shape
 from m3rt.server.http.tei_tokens import placed
 from m3rt.server.service import Service
 from m3rt.server.settings import Settings
@@ -451,14 +448,6 @@ def test_llama_index_s_client(served: Served) -> None:
     np.testing.assert_allclose(query, dense[0], rtol=0, atol=1e-6)
     found = asyncio.run(client.aget_text_embedding_batch(TEXTS))
     np.testing.assert_array_equal(floats(found), dense)
-
-
-def test_the_forms_can_be_documented() -> None:
-    of_routes = [form for route in ROUTES for form in (route.body, route.reply) if form]
-    forms = [*of_routes, tei.RerankRequest, list[tei.Rank], Failure]
-    _, parts = msgspec.json.schema_components(forms, ref_template="#/{name}")
-    assert {"RerankRequest", "SparseValue", "TokenReply", "EmbeddingsReply"} <= set(parts)
-    assert all(part["description"] for part in parts.values())
 
 
 JSON = st.recursive(
