@@ -29,6 +29,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LARGE = 1 << 16  # characters of a request that is tokenised apart, so that queries need not wait
+QUERY = 1 << 10  # bytes of a request that is a query's, most likely
 FEW = 16  # texts whose results are put together at once, in some 50 microseconds
 WATCH = 0.5  # seconds between looks at the engine
 
@@ -155,8 +156,12 @@ class Service:
         return await self._in(self._large, work, *args, **kwargs)
 
     @contextlib.contextmanager
-    def entered(self, sender: Sender) -> Iterator[None]:
+    def entered(self, sender: Sender, size: int | None = None) -> Iterator[None]:
         """Count a request while it is at work, before any of its body is read.
+
+        Args:
+            sender: whose it is.
+            size: bytes of its body, if that is known: of a small one the lane is known, too.
 
         Raises:
             RefusedError: there are too many, it would wait too long, or the server is not ready.
@@ -166,8 +171,10 @@ class Service:
             raise RefusedError(
                 Kind.OVERLOADED, f"{self.requests} requests are at work", retry_after=1.0
             )
-        lane = Lane.INTERACTIVE if sender.lane is None else sender.lane
-        if sender.lane is not None:
+        lane = sender.lane
+        if lane is None and size is not None and size <= QUERY:
+            lane = Lane.INTERACTIVE
+        if lane is not None:
             self.stage.scheduler.admit(sender.client, lane, sender.deadline)
         self.requests += 1
         try:
