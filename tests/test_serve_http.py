@@ -524,3 +524,16 @@ def test_a_reload_by_request(model: M3, odd_model_dir: Path) -> None:
 
 def test_without_admin_there_is_no_reload(served: Served) -> None:
     assert httpx.post(served.url + "/admin/reload").status_code == 404
+
+
+def test_a_client_may_go_at_any_moment(model: M3, caplog: pytest.LogCaptureFixture) -> None:
+    """Also as its answer is ready, or is sent: nothing is logged as a fault, nothing is left."""
+    with server(model) as served:
+        for n in range(300):
+            with raw(served) as connection:
+                connection.sendall(request(body("a", outputs=("dense", "colbert"))))
+                time.sleep(n % 30 * 1e-4)
+        until(lambda: served.service.requests == 0, "no request is left")
+        assert served.service.room.held == 0
+        right(post(served, "a"), model, "a")
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
