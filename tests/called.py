@@ -53,13 +53,19 @@ def calling(
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     service = Watched(settings, model)
+
+    def do(work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, loop).result(60)
+
     try:
+        do(service.start())
         start = server.start(service, "127.0.0.1:0", allowed, credentials)
-        running = asyncio.run_coroutine_threadsafe(start, loop).result(30)
+        running = do(start)
         with grpc.insecure_channel(f"127.0.0.1:{running.port}") as channel:
             yield Called(service, loop, running, channel)
-        asyncio.run_coroutine_threadsafe(running.stop(None), loop).result(30)
+        do(running.stop(None))
     finally:
+        do(service.stop(5))
         loop.call_soon_threadsafe(loop.stop)
         thread.join(30)
         loop.close()

@@ -21,7 +21,6 @@ from tests.served import Served
 
 TEXTS = ["Grüße aus Köln", "東京は日本の首都です", "the quick brown fox", ""]
 QUERY = "where does the quick fox live?"
-NO_CUT = "Service does not take a side or a refusal yet: Ask.cut is not read"
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +142,6 @@ def test_the_models_own_width_is_taken(client: cohere.ClientV2, model: M3) -> No
     assert len(found.embeddings.float_[0]) == width
 
 
-@pytest.mark.skip(NO_CUT)
 @pytest.mark.parametrize("truncate", ["START", "END", "NONE"])
 def test_truncation(served: Served, client: cohere.ClientV2, model: M3, truncate: Any) -> None:
     text = "one two three four five six seven eight nine ten"

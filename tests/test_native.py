@@ -21,7 +21,6 @@ from tests.served import Served
 
 TEXTS = ["Grüße aus Köln", "東京は日本の首都です", "the quick brown fox", ""]
 QUERY = "where does the quick fox live?"
-LEFT_OUT = "Service does not take a side, a refusal or token ids yet: Ask.cut is not read"
 
 
 @pytest.fixture(scope="module")
@@ -351,7 +350,6 @@ def test_refused_scores(served: Served, body: dict[str, Any], status: int) -> No
     assert answer.status_code == status, answer.text
 
 
-@pytest.mark.skip(LEFT_OUT)
 @pytest.mark.parametrize("truncate", ["left", "right", "none", False])
 def test_what_is_done_with_a_long_text(served: Served, model: M3, truncate: str | bool) -> None:
     text = "one two three four five six seven eight nine ten"

@@ -33,10 +33,6 @@ from tests.served import Served, serving
 TEXTS = ["Grüße aus Köln", "東京は日本の首都です", "the quick brown fox 😀"]
 ROUTES = ("/v1/embeddings", "/embeddings")
 
-waits = pytest.mark.skipif(
-    "stand-in" in (Service.__doc__ or ""), reason="token ids and cuts are not the stand-in's"
-)
-
 
 class Refusing(Service):
     """Refuses for the reason that the first text names; any other is embedded at the second try."""
@@ -269,7 +265,6 @@ def test_the_client_tries_again_when_there_was_too_much_to_do(refusing: Served) 
     assert refusing.service.tries == 2
 
 
-@waits
 def test_token_ids_are_taken_where_that_was_chosen(small: Served) -> None:
     bare = [5, 9, 7]
     whole = [[0, 5, 9, 7, 2], [0, 11, 2]]
@@ -288,7 +283,6 @@ def test_ids_that_are_none_are_refused(small: Served, ids: list[Any]) -> None:
     assert error.value.param == "input"
 
 
-@waits
 def test_what_is_too_long_is_refused_or_cut(small: Served) -> None:
     text = "train " * 90
     with pytest.raises(openai.BadRequestError) as error:

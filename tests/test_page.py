@@ -16,9 +16,6 @@ from selenium.webdriver.common.keys import Keys
 import m3rt
 from m3rt import score
 from m3rt.server.faults import Kind, RefusedError
-from m3rt.server.http import native
-from m3rt.server.http.app import App
-from m3rt.server.http.exchange import Receive, Scope, Send
 from m3rt.server.settings import Settings
 from m3rt.server.work import Answer, Ask, Sender
 from m3rt.types import Floats
@@ -400,23 +397,8 @@ def test_refusals_are_sentences(browser: Page, model_dir: Path, model: m3rt.M3) 
 
 
 @in_browser
-def test_a_key_is_asked_for(
-    browser: Page, model_dir: Path, model: m3rt.M3, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usual = App.__call__
-
-    async def locked(self: App, scope: Scope, receive: Receive, send: Send) -> None:
-        opened = (b"authorization", b"Bearer open sesame") in scope.get("headers", ())
-        if scope["path"].startswith("/v1/") and not opened:
-            reply = native.shape(RefusedError(Kind.UNAUTHORISED, "no such key"))
-            start = {"type": "http.response.start", "status": reply.status, "headers": []}
-            await send(start)
-            await send({"type": "http.response.body", "body": reply.body})
-            return
-        await usual(self, scope, receive, send)
-
-    monkeypatch.setattr(App, "__call__", locked)
-    with serving(Settings(model_dir), model) as found:
+def test_a_key_is_asked_for(browser: Page, model_dir: Path, model: m3rt.M3) -> None:
+    with serving(Settings(model_dir, api_key="open sesame"), model) as found:
         browser.open(f"{found.url}/")
         assert browser.text("#problem") == "The server asks for an API key."
         assert browser.one("#key").is_displayed()

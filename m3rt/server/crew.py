@@ -91,6 +91,13 @@ class Crew:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _work(self, number: int) -> None:
+        try:
+            self._loop(number)
+        except BaseException:  # a fault of ours: nobody would be answered any more, so tell
+            self.lost = True
+            log.exception("the thread that runs the engine ended")
+
+    def _loop(self, number: int) -> None:
         while True:
             with self.ready:
                 while not self._closing and not (items := self._line.take(time.monotonic())):

@@ -9,6 +9,7 @@ import numpy as np
 
 from m3rt.heads import merge
 from m3rt.server.items import Part, Request
+from m3rt.server.work import Spent, Timings
 from m3rt.types import Batch, Embeddings, Heads
 
 
@@ -39,4 +40,19 @@ def only(found: Embeddings, heads: Heads) -> Embeddings:
         dense=found.dense if Heads.DENSE in heads else None,
         sparse=found.sparse if Heads.SPARSE in heads else None,
         colbert=found.colbert if Heads.COLBERT in heads else None,
+    )
+
+
+def summary(request: Request, characters: int, timings: Timings) -> Spent:
+    """Return what is said of a request where texts are not to be seen."""
+    tokens = request.tokens
+    return Spent(
+        len(tokens.ids),
+        len(tokens.ids.values),
+        characters,
+        request.shared,
+        int(tokens.truncated.sum()),
+        request.heads,
+        request.lane,
+        timings,
     )

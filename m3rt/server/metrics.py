@@ -50,10 +50,9 @@ class Metrics:
         self._gauge("requests_in_progress", "Requests at work.", lambda: service.requests)
         self._gauge("held_bytes", "Memory held for answers.", lambda: service.room.held)
         self._gauge("ready", "1 if requests are answered.", lambda: service.ready)
-        info = Gauge(
-            "m3rt_info", "What serves.", ["version", "model", "engine"], registry=self.registry
-        )
-        info.labels(__version__, service.name, service.model.engine.name).set(1)
+        labels = ["version", "model", "engine"]
+        self._info = Gauge("m3rt_info", "What serves.", labels, registry=self.registry)
+        self._service = service
 
     def finished(self, done: Finished) -> None:
         """Count a request."""
@@ -89,6 +88,8 @@ class Metrics:
 
     def written(self) -> bytes:
         """Return all, in Prometheus' text format."""
+        self._info.clear()  # a reload changes it
+        self._info.labels(__version__, self._service.name, self._service.model.engine.name).set(1)
         return prometheus.generate_latest(self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

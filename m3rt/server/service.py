@@ -11,10 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from m3rt.runtime import M3
+from m3rt.server import bounds
 from m3rt.server.crew import Ran
 from m3rt.server.faults import Kind, RefusedError
 from m3rt.server.finished import Finished
-from m3rt.server.gather import gathered
+from m3rt.server.gather import gathered, summary
 from m3rt.server.items import Request
 from m3rt.server.line import Terms
 from m3rt.server.room import Room, size_of
@@ -22,13 +23,14 @@ from m3rt.server.scheduler import Bounds
 from m3rt.server.settings import Settings
 from m3rt.server.stage import Stage, warm
 from m3rt.server.tokens import Prepared, prepared
-from m3rt.server.work import Answer, Ask, Lane, Sender, Spent, Timings
+from m3rt.server.work import Answer, Ask, Lane, Sender, Timings
 from m3rt.types import Heads
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 LARGE = 1 << 16  # characters of a request that is tokenised apart, so that queries need not wait
+QUERY = 1 << 10  # bytes of a request that is a query's, most likely
 FEW = 16  # texts whose results are put together at once, in some 50 microseconds
 WATCH = 0.5  # seconds between looks at the engine
 
@@ -155,8 +157,12 @@ class Service:
         return await self._in(self._large, work, *args, **kwargs)
 
     @contextlib.contextmanager
-    def entered(self, sender: Sender) -> Iterator[None]:
+    def entered(self, sender: Sender, size: int | None = None) -> Iterator[None]:
         """Count a request while it is at work, before any of its body is read.
+
+        Args:
+            sender: whose it is.
+            size: bytes of its body, if that is known: of a small one the lane is known, too.
 
         Raises:
             RefusedError: there are too many, it would wait too long, or the server is not ready.
@@ -166,8 +172,10 @@ class Service:
             raise RefusedError(
                 Kind.OVERLOADED, f"{self.requests} requests are at work", retry_after=1.0
             )
-        lane = Lane.INTERACTIVE if sender.lane is None else sender.lane
-        if sender.lane is not None:
+        lane = sender.lane
+        if lane is None and size is not None and size <= QUERY:
+            lane = Lane.INTERACTIVE
+        if lane is not None:
             self.stage.scheduler.admit(sender.client, lane, sender.deadline)
         self.requests += 1
         try:
@@ -186,7 +194,7 @@ class Service:
         begun = time.perf_counter()
         stage = self.stage
         with stage.entered():
-            heads = self._check(stage.model, ask)
+            heads = bounds.checked(self.settings, stage.model, ask)
             ready = await self._prepared(stage.model, ask)
             tokenised = time.perf_counter()
             lane = sender.lane
@@ -222,7 +230,7 @@ class Service:
             time.perf_counter() - begun,
         )
         if sender.trail is not None:
-            sender.trail.spent.append(summary(request, ready, spent))
+            sender.trail.spent.append(summary(request, ready.characters, spent))
             if self.settings.log_texts:
                 sender.trail.inputs.extend(ask.inputs)
         return Answer(found, request.tokens, spent, ready.characters, request.shared)
@@ -254,32 +262,11 @@ class Service:
     async def _prepared(self, model: M3, ask: Ask) -> Prepared:
         characters = sum(map(len, ask.inputs))
         least = len(ask.inputs) * model.tokenizer.min_length
-        if least > self.settings.max_request_tokens:
-            raise self._too_large(least)
+        bounds.check_tokens(self.settings, least)
         pool = self._small if characters <= LARGE else self._large
         ready = await self._in(pool, prepared, model, ask)
-        if (tokens := len(ready.tokens.ids.values)) > self.settings.max_request_tokens:
-            raise self._too_large(tokens)
+        bounds.check_tokens(self.settings, len(ready.tokens.ids.values))
         return ready
-
-    def _check(self, model: M3, ask: Ask) -> Heads:
-        """Return the heads to compute."""
-        count, most = len(ask.inputs), self.settings.max_client_batch_size
-        if not count:
-            raise RefusedError(Kind.EMPTY, "there are no texts", param="inputs")
-        if count > most + 1:  # a query comes with as many texts as it is to rank
-            raise RefusedError(
-                Kind.TOO_MANY, f"{count} texts, at most {most} are taken at a time", param="inputs"
-            )
-        if ask.heads == Heads.ALL:
-            return model.heads
-        if lacking := ask.heads & ~model.heads:
-            raise RefusedError(
-                Kind.UNSUPPORTED,
-                f"this model has no {' and no '.join(lacking.names)} head, only "
-                f"{', '.join(model.heads.names)}",
-            )
-        return ask.heads
 
     def _check_ready(self) -> None:
         if self._stuck:
@@ -288,10 +275,6 @@ class Service:
             raise RefusedError(Kind.NOT_READY, "the engine's device was lost")
         if self._closed:
             raise RefusedError(Kind.NOT_READY, "the server is stopping", retry_after=10.0)
-
-    def _too_large(self, tokens: int) -> RefusedError:
-        most = self.settings.max_request_tokens
-        return RefusedError(Kind.TOO_MANY, f"{tokens} tokens, at most {most} are taken at a time")
 
     async def _staged(self, model: M3) -> Stage:
         """Warm a model up, and give it a scheduler."""
@@ -338,18 +321,3 @@ class Service:
     ) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(pool, lambda: work(*args, **kwargs))
-
-
-def summary(request: Request, ready: Prepared, timings: Timings) -> Spent:
-    """Return what is said of a request where texts are not to be seen."""
-    tokens = request.tokens
-    return Spent(
-        len(tokens.ids),
-        len(tokens.ids.values),
-        ready.characters,
-        request.shared,
-        int(tokens.truncated.sum()),
-        request.heads,
-        request.lane,
-        timings,
-    )

@@ -148,7 +148,9 @@ class App:
         try:
             if route.body is None:
                 return await route.handler(call)
-            with self.service.entered(call.sender):
+            declared = call.headers.get("content-length", "")
+            size = int(declared) if declared.isdecimal() else None
+            with self.service.entered(call.sender, size):
                 settings = self.service.settings
                 raw = await exchange.read(
                     receive, call.headers, settings.max_body_bytes, settings.body_timeout

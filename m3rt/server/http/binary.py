@@ -6,6 +6,7 @@ Ragged outputs are end to end, as in m3rt.types.Ragged: the rows of text i are t
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -40,8 +41,7 @@ def chosen(accept: str, offered: Sequence[str]) -> str:
     """
     wanted = accepted(accept) or {"*/*": 1.0}
     ranked = {media: quality(wanted, media) for media in offered}
-    missing = ARROW in ranked and importlib.util.find_spec("pyarrow") is None
-    lost = missing and ranked.pop(ARROW) > 0
+    lost = ranked.get(ARROW, 0) > 0 and not writable() and bool(ranked.pop(ARROW))
     best = max(ranked, key=lambda media: ranked[media])
     if ranked[best] > 0:
         return best
@@ -51,7 +51,13 @@ def chosen(accept: str, offered: Sequence[str]) -> str:
     raise RefusedError(Kind.UNACCEPTABLE, message, param="accept")
 
 
-def accepted(header: str) -> dict[str, float]:
+def writable() -> bool:
+    """Return whether what writes Arrow is installed."""
+    return importlib.util.find_spec("pyarrow") is not None
+
+
+@functools.lru_cache(256)
+def accepted(header: str) -> Mapping[str, float]:
     """Read a header Accept: media ranges in lower case, and how much each is liked, 0 to 1."""
     found = {}
     for part in header.lower().split(","):

@@ -112,6 +112,8 @@ async def watched(receive: Receive) -> AsyncGenerator[None]:
     watcher = asyncio.create_task(watch())
     try:
         yield
+        if gone:  # the work was done just before it was cancelled: nobody is there to have it
+            await asyncio.sleep(0)
     except asyncio.CancelledError:
         if not gone or task.uncancel() > 0:
             raise

@@ -54,7 +54,8 @@ STATUS: Mapping[Kind, tuple[int, str]] = {
 def shape(refusal: RefusedError) -> Reply:
     """Tell of what went wrong: ``{"error": {"message", "type", "param", "code"}}``."""
     status, name = STATUS[refusal.kind]
-    error = {"message": str(refusal), "type": name, "param": refusal.param, "code": status}
+    param = "truncate_prompt_tokens" if refusal.param == "max_length" else refusal.param
+    error = {"message": str(refusal), "type": name, "param": param, "code": status}
     return json_reply({"error": error}, status, native.retry_headers(refusal))
 
 
