@@ -145,18 +145,24 @@ class Load:
         )
 
     async def capacity(self, say: Say = lambda step: None) -> Capacity:
-        """Double the requests on the way until that gives no more answers a second."""
+        """Double the requests on the way until that gives no more answers a second, or too late.
+
+        A rate counts if the 99th percentile of its latency is within the objective; if none is,
+        that of the first stage counts.
+        """
         stages: list[Stage] = []
         best = idle = 0
         concurrency = min(FIRST, self.settings.concurrency)
         while True:
             say(f"capacity: {concurrency} requests at once")
-            stages.append(await self.closed(concurrency, self.settings.seconds))
-            gained = stages[-1].throughput > GAIN * stages[best].throughput
+            stage = await self.closed(concurrency, self.settings.seconds)
+            stages.append(stage)
+            late = stage.latency is None or stage.latency.p99 > self.settings.slo_ms
+            gained = stage.throughput > GAIN * stages[best].throughput
             idle = 0 if gained or len(stages) == 1 else idle + 1
-            if stages[-1].throughput > stages[best].throughput:
+            if stage.throughput > stages[best].throughput and not late:
                 best = len(stages) - 1
-            if idle == 2 or concurrency >= self.settings.concurrency:
+            if late or idle == 2 or concurrency >= self.settings.concurrency:
                 return Capacity(stages[best].throughput, stages[best].concurrency, tuple(stages))
             concurrency = min(2 * concurrency, self.settings.concurrency)
 

@@ -172,7 +172,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """The most answers a second of a closed loop."""
+    """The most answers a second of a closed loop, of which 99% are within the objective."""
 
     rate: float
     concurrency: int  # at which it was reached

@@ -461,6 +461,29 @@ def test_the_capacity_is_that_of_the_server() -> None:
     assert found.rate == max(stage.throughput for stage in found.stages)
 
 
+def test_a_rate_that_comes_too_late_is_no_capacity() -> None:
+    """Requests that wait for each other: 32 at once take longer than the objective."""
+    waiting: list[asyncio.Event]
+
+    async def script(number: int, data: bytes, writer: asyncio.StreamWriter) -> None:
+        waiting.append(asyncio.Event())
+        await asyncio.sleep(0.012 * len(waiting))
+        waiting.pop()
+        writer.write(reply())
+
+    async def work() -> Any:
+        nonlocal waiting
+        waiting = []
+        async with peer(script) as found:
+            load = load_of(found.url, LoadSettings(seconds=0.5, slo_ms=150))
+            return await load.capacity()
+
+    found = ran(work())
+    assert found.concurrency < found.stages[-1].concurrency
+    assert found.stages[-1].latency.p99 > 150
+    assert all(stage.latency.p99 <= 150 for stage in found.stages[:-1])
+
+
 def test_server_timing_and_timings() -> None:
     def split(body: bytes = b"", header: str | None = None) -> dict[str, float]:
         headers = {} if header is None else {"server-timing": header}
