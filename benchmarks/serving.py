@@ -36,6 +36,7 @@ import typer
 from benchmarks import machine, server
 from benchmarks.footprint import full_size
 from benchmarks.server import Line, Peer, Watch, quantiles, reached
+from benchmarks.serving_tables import BULK_TEXTS, markdown, sheets
 from m3rt import M3, api, artifact, build, load_tables, mixes, report
 from m3rt.arrivals import event_loop
 from m3rt.connection import Pool, Target
@@ -43,14 +44,12 @@ from m3rt.doctor import version
 from m3rt.load_generator import Load
 from m3rt.loads import Latencies, LoadSettings, Run, Stage
 from m3rt.payloads import ROUTE, Group, body, distinct, make
-from m3rt.tables import Sheet, number
 from m3rt.types import Heads
 
 STEADY = (0.5, 0.8)
 OVERLOAD = (2.0, 10.0)
 SHARE = 0.3  # of the capacity: the interactive requests beside bulk
 BULK = 4  # bulk requests at once
-BULK_TEXTS = 32
 PAUSE = 0.02  # seconds between two turns, in which threads of the other engine go to sleep
 SLACK = 10  # times the engine's 99th percentile: the objective, where none is given
 LEAST = 1000  # milliseconds
@@ -210,84 +209,6 @@ def measured(trial: Trial) -> dict[str, Any]:
     found["settings"] = asdict(settings)
     with asyncio.Runner(loop_factory=event_loop) as runner:
         return found | runner.run(under_load(trial, settings))
-
-
-def sheets(found: dict[str, Any]) -> list[Sheet]:
-    """Return the result as tables."""
-    overheads = tuple(
-        (
-            ", ".join(one["heads"]),
-            *(f"{one[name]['p50']:.2f}" for name in ("direct_ms", "served_ms")),
-            f"{one['overhead_ms']['median_of_differences']:.2f}",
-            f"{one['overhead_ms']['p99']:.2f}",
-        )
-        for one in found["overhead"]
-    )
-    loads = tuple(
-        (
-            f"{run['load']:g}x",
-            number(run["rate"]),
-            number(run["throughput"]),
-            f"{part['goodput_of_capacity']:.0%}",
-            f"{run['shed_share']:.0%}",
-            *(number(run["latency"][p]) if run["latency"] else "-" for p in ("p50", "p99")),
-            str(run["wrong"]),
-            grown(part["memory"]),
-        )
-        for part in (*found["steady"], *found["overload"])
-        for run in (part["run"],)
-    )
-    engine = found["engine_ms"]
-    own = f"{number(engine['p50'])} and {number(engine['p99'])} ms"
-    beside = tuple(
-        (
-            name.replace("_", " "),
-            *(number(run["latency"][p]) if run["latency"] else "-" for p in ("p50", "p99")),
-            f"{run['good_share']:.1%}",
-            number(one["beside"]["throughput"] * BULK_TEXTS) if one["beside"] else "-",
-        )
-        for name in ("alone", "bulk", "same_lane")
-        for one in (found["lanes"][name],)
-        for run in (one["interactive"],)
-    )
-    slo = f"{found['settings']['slo_ms']:g} ms"
-    return [
-        Sheet(
-            "one query, ms",
-            ("heads", "direct, p50", "served, p50", "more, median", "more, p99"),
-            overheads,
-        ),
-        Sheet(
-            f"load: good within {slo}; the engine alone has a p50 and p99 of {own}",
-            (
-                *("of capacity", "offered/s", "answered/s", "goodput of capacity", "shed"),
-                *("p50, ms", "p99, ms", "wrong", "memory grew, MB"),
-            ),
-            loads,
-        ),
-        Sheet(
-            "interactive requests, and what is beside them",
-            ("beside", "p50, ms", "p99, ms", "good", "texts/s beside"),
-            beside,
-        ),
-    ]
-
-
-def grown(memory: dict[str, int] | None) -> str:
-    """Write how much memory a server took more."""
-    if memory is None:
-        return "-"
-    return f"{(memory['peak_bytes'] - memory['before_bytes']) / 1e6:.0f}"
-
-
-def markdown(found: dict[str, Any]) -> str:
-    """Return the result as tables for a document."""
-    parts = []
-    for sheet in sheets(found):
-        lines = ["| " + " | ".join(sheet.columns) + " |", "|---" * len(sheet.columns) + "|"]
-        lines += ["| " + " | ".join(row) + " |" for row in sheet.rows]
-        parts.append("\n".join(lines) + "\n")
-    return "\n".join(parts)
 
 
 def versions() -> dict[str, str | None]:

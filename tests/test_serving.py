@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from benchmarks import hostile, serving, soak
+from benchmarks import hostile, serving, serving_tables, soak
 from benchmarks.attacks import BODIES, attack
 from benchmarks.questions import Truth
 from benchmarks.server import Peer, Watch, quantiles, ready, usage
@@ -39,7 +39,7 @@ def test_what_serving_costs_is_measured(served: Served) -> None:
     )
     found = serving.measured(trial)
     figures = found.pop("figures")
-    page = report.document("m3rt serve", [], figures, serving.sheets(found))
+    page = report.document("m3rt serve", [], figures, serving_tables.sheets(found))
     assert len(ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>\n"))) == 2
     assert [one["heads"] for one in found["overhead"]] == [
         ["dense"],
@@ -58,7 +58,7 @@ def test_what_serving_costs_is_measured(served: Served) -> None:
     assert set(found["lanes"]) >= {"alone", "bulk", "same_lane"}
     assert found["lanes"]["alone"]["beside"] is None
     assert found["lanes"]["bulk"]["beside"]["concurrency"] == serving.BULK
-    assert serving.markdown(json.loads(json.dumps(found))).count("\n|---") == 3
+    assert serving_tables.markdown(json.loads(json.dumps(found))).count("\n|---") == 3
 
 
 def test_a_soak_compares_every_answer(served: Served) -> None:
