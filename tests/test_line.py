@@ -54,10 +54,13 @@ def request_of(
     return items
 
 
-def line_of(limits: Limits = PACKED, terms: Terms | None = None, token: float = TOKEN) -> Line:
+def line_of(
+    limits: Limits = PACKED, terms: Terms | None = None, start: float = 0.2, token: float = TOKEN
+) -> Line:
+    """A line before an engine that takes so long for any batch, and so long for a token."""
     pace = Pace(limits.max_tokens)
-    for tokens in (1, 16, 256, 8192):
-        pace.learn(tokens, tokens * token)
+    for tokens in (1, 16, 64, 128, 256, 8192):
+        pace.learn(tokens, start + tokens * token)
     terms = terms or Terms()
     return Line(Chooser(limits, pace, terms.quantum), terms)
 
@@ -145,13 +148,42 @@ def test_aged_bulk_texts_get_their_share_and_no_more() -> None:
 
 
 def test_bulk_batches_are_short_beside_interactive_traffic() -> None:
-    line = line_of(terms=Terms(quantum=0.05))
-    line.push(request_of([20] * 30, lane=Lane.BULK))
+    line = line_of(terms=Terms(quantum=0.255))
+    line.push(request_of([20] * 40, lane=Lane.BULK))
     assert len(line.take(100.0)) == 12  # nobody interactive came lately: as many as fit
     line.push(request_of([5], at=100.0))
     line.take(100.0)
-    assert len(line.take(100.1)) == 2  # 50 ms are 50 tokens
+    assert len(line.take(100.1)) == 3  # what the first takes alone, and a quarter more
+    line = line_of(terms=Terms(quantum=0.3))
+    line.push(request_of([20] * 40, lane=Lane.BULK))
+    line.push(request_of([5], at=100.0))
+    line.take(100.0)
+    assert len(line.take(100.1)) == 5  # the quantum: 100 tokens
     assert len(line.take(200.0)) == 12
+
+
+def test_a_batch_grows_no_further_than_it_pays() -> None:
+    """Where tokens cost the same however many there are, nobody waits for another's."""
+    line = line_of(start=0.0)
+    line.push(request_of([20] * 3))
+    assert [len(items) for _, items in drained(line)] == [1, 1, 1]
+    line = line_of(start=0.01)
+    line.push(request_of([20] * 30))
+    assert len(line.take(0.0)) == 12 // 2  # 128 tokens have 90 % of the speed
+
+
+def test_a_batch_ends_before_its_deadlines() -> None:
+    line = line_of()
+    line.push(request_of([20] * 10, deadline=0.3))
+    assert len(line.take(0.0)) == 5  # 0.2 s, and 0.1 s for 100 tokens
+    line = line_of()
+    line.push(request_of([20]))
+    line.push(request_of([20], deadline=0.23))
+    line.push(request_of([20]))
+    assert len(line.take(0.0)) == 3  # what the first one alone takes, a quarter more may always
+    line = line_of()
+    line.push(request_of([200], deadline=0.1))
+    assert len(line.take(0.0)) == 1  # it may be late: estimates are not always right
 
 
 def test_a_bulk_text_longer_than_the_quantum_still_runs() -> None:
@@ -286,7 +318,8 @@ def test_the_pace_is_learned_and_follows() -> None:
     assert pace.batch(64) == pytest.approx(0.074)
     assert pace.batch(288) == pytest.approx(0.298)
     assert pace.batch(1024) == pytest.approx(2 * 0.522)
-    assert pace.text(51) == pytest.approx(51 / 512 * 0.522)
+    assert pace.knee == 512
+    assert pace.text(51) == pytest.approx(pace.batch(510) / 10)
     for _ in range(30):
         pace.learn(512, 1.0)  # the machine got slower
     assert pace.batch(512) == pytest.approx(1.0, rel=0.01)

@@ -122,7 +122,7 @@ def stood(
 def slow(scheduler: Scheduler) -> None:
     """Have it believe that a token takes 100 ms."""
     for _ in range(50):
-        for tokens in (16, 64, 512):
+        for tokens in (16, 32, 64, 128, 256, 512):
             scheduler.learn(tokens, tokens * 0.1)
 
 
@@ -285,7 +285,8 @@ def test_what_would_wait_too_long_is_refused_with_a_time_to_come_back(model: M3)
         assert error.retry_after is not None
         assert 1 <= error.retry_after < 60
         # before its body is read, too
-        with refused(Kind.OVERLOADED), stand.service.entered(Sender("a", Lane.INTERACTIVE)):
+        hurried = Sender("a", Lane.INTERACTIVE, time.monotonic() + 1)
+        with refused(Kind.OVERLOADED), stand.service.entered(hurried):
             pass
         with refused(Kind.OVERLOADED):
             await stand.ask("x", client="b", deadline=time.monotonic() + 0.5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from m3rt.server.work import Lane
 from m3rt.types import Limits
 
 LOOKED_AT = 4  # times the tokens of a batch, to fill it with what suits it best
+JOINED = 1.25  # times what a batch's first text takes alone, which others may always add
 SLACK = 2.0  # places of a rectangle, for each that its texts would take alone: of engines that pad
 
 
@@ -62,39 +62,49 @@ class Chooser:
     Args:
         limits: the engine's.
         pace: what batches take.
-        quantum: seconds; a batch with bulk texts takes no longer, while there is interactive
-            traffic that it would keep waiting. It may take what its first text does alone.
+        quantum: seconds; a batch with bulk texts takes no longer while there is interactive
+            traffic, if its first text does not alone.
     """
 
     limits: Limits
     pace: Pace
     quantum: float
 
-    def fill(self, first: Item, others: Iterable[Item], bounded: bool) -> list[Item]:
+    def fill(self, first: Item, others: Iterable[Item], now: float, shared: bool) -> list[Item]:
         """Return the first text, and others that run with it.
 
         Those of its own lane and with the same heads come first, then whatever there is room for:
-        the heads of all are computed for all.
+        the heads of all are computed for all. While interactive texts may come, a batch grows no
+        further than its tokens come cheaper for it: they would wait for nothing. And it ends in
+        time for all of its texts, if the first one alone would.
 
         Args:
             first: runs in any case.
             others: that wait, in order; LOOKED_AT bounds how many are looked at.
-            bounded: whether the quantum holds.
+            now: the time.
+            shared: whether there is interactive traffic.
         """
         shape = Shape(self.limits)
         shape.add(first.length)
-        most = max(self.quantum, 1.25 * self.pace.batch(shape.cost())) if bounded else math.inf
+        alone = self.pace.batch(shape.cost())
+        until = first.soonest
         has_bulk = first.lane == Lane.BULK
         chosen = [first]
         for item in ranked(first, others, LOOKED_AT * self.limits.max_tokens):
             if not shape.admits(item.length):
                 continue
+            cost = shape.cost(item.length)
             bulk = has_bulk or item.lane == Lane.BULK
-            if bulk and bounded and self.pace.batch(shape.cost(item.length)) > most:
+            if shared and cost > self.pace.knee:
+                continue
+            seconds = self.pace.batch(cost)
+            if bulk and shared and seconds > max(self.quantum, JOINED * alone):
+                continue
+            if seconds > max(min(until, item.soonest) - now, JOINED * alone):
                 continue
             shape.add(item.length)
             chosen.append(item)
-            has_bulk = bulk
+            has_bulk, until = bulk, min(until, item.soonest)
             if shape.cost() >= self.limits.max_tokens:
                 break
         return chosen

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import math
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from m3rt.server.work import Lane, Sender
 from m3rt.types import Embeddings, Heads, Ints, Tokens
@@ -77,13 +76,20 @@ class Item:
         return any(not request.gone for request, _ in self.waiters)
 
     @property
+    def deadlines(self) -> list[float]:
+        """When those who wait for it have waited enough."""
+        return [
+            math.inf if request.sender.deadline is None else request.sender.deadline
+            for request, _ in self.waiters
+            if not request.gone
+        ]
+
+    @property
     def deadline(self) -> float:
         """When nobody wants it any more."""
-        return max(
-            (
-                np.inf if request.sender.deadline is None else request.sender.deadline
-                for request, _ in self.waiters
-                if not request.gone
-            ),
-            default=-np.inf,
-        )
+        return max(self.deadlines, default=-math.inf)
+
+    @property
+    def soonest(self) -> float:
+        """When somebody does not want it any more."""
+        return min(self.deadlines, default=math.inf)

@@ -97,7 +97,8 @@ class Line:
         first = next(order, None)
         if first is None:
             return []
-        return self._chooser.fill(first, order, bounded=now - self._interactive_at < BUSY)
+        shared = now - self._interactive_at < BUSY
+        return self._chooser.fill(first, order, now, shared)
 
     def _turn(self, now: float) -> Lane:
         """Return the lane whose first text runs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 
+KNEE = 0.9  # of the most tokens a second: what a batch must reach to be large enough
 FORGET = 0.2  # weight of the newest batch: what counts is how the machine runs now
 GUESS = 1e-4  # seconds per token, before anything has run
 
@@ -24,6 +25,7 @@ class Pace:
             full: tokens of a batch that keeps the engine fully busy, as Limits.max_tokens.
         """
         self._full = full
+        self.knee = full  # tokens of a batch beyond which more of them hardly come cheaper
         self._points: dict[int, tuple[float, float]] = {}  # by log2 of tokens: tokens, seconds
         self._tokens: list[float] = []
         self._seconds: list[float] = []
@@ -40,6 +42,7 @@ class Pace:
         self._tokens = [point[0] for point in points]
         most = 0.0
         self._seconds = [most := max(most, point[1]) for point in points]
+        self.knee = self._knee()
 
     def batch(self, tokens: int) -> float:
         """Return the seconds that a batch of so many tokens takes."""
@@ -55,7 +58,15 @@ class Pace:
         return self._seconds[place - 1] * (1 - share) + self._seconds[place] * share
 
     def text(self, tokens: int) -> float:
-        """Return the seconds that a text adds when the engine is busy with many."""
-        if tokens >= self._full:
-            return self.batch(tokens)
-        return tokens / self._full * self.batch(self._full)
+        """Return the seconds that a text adds when the engine is busy with many like it."""
+        together = max(1, self.knee // max(1, tokens))
+        return self.batch(together * tokens) / together
+
+    def _knee(self) -> int:
+        """Return the tokens of the smallest batch that has nearly the best speed."""
+        pairs = zip(self._tokens, self._seconds, strict=True)
+        rates = {n: n / max(seconds, 1e-9) for n, seconds in pairs if n <= self._full}
+        if not rates:
+            return self._full
+        enough = KNEE * max(rates.values())
+        return int(next(n for n, rate in rates.items() if rate >= enough))

@@ -91,18 +91,21 @@ class Scheduler:
         with self._lock:
             self.pace.learn(tokens, seconds)
 
-    def wait(self, client: str, lane: Lane, costs: Sequence[float] = ()) -> float:
+    def wait(self, client: str, lane: Lane, costs: Sequence[float] = (), coming: int = 0) -> float:
         """Return about how many seconds the last text of new work would wait for the engine.
 
         Args:
             client: whose it is.
             lane: in which it waits.
             costs: seconds of the engine that each text takes; none stands for a short query.
+            coming: requests that were let in and are not in the queue yet.
         """
         now = time.monotonic()
         with self._lock:
-            costs = costs or [self.pace.text(SHORT)]
-            ahead = self.line.ahead(client, lane, sum(costs), costs[-1]) / self._parallel
+            short = self.pace.text(SHORT)
+            costs = costs or [short]
+            ahead = self.line.ahead(client, lane, sum(costs), costs[-1]) + coming * short
+            ahead /= self._parallel
             left = [
                 max(0.0, batch.began + batch.expected - now)
                 for batch in self._crew.running.values()
@@ -111,18 +114,24 @@ class Scheduler:
         return free + ahead
 
     def admit(
-        self, client: str, lane: Lane, deadline: float | None, costs: Sequence[float] = ()
+        self,
+        client: str,
+        lane: Lane,
+        deadline: float | None,
+        costs: Sequence[float] = (),
+        coming: int = 0,
     ) -> None:
         """Refuse work that would wait too long; see wait.
 
         Raises:
             RefusedError: says how long, and when to come back.
         """
-        wait = self.wait(client, lane, costs)
+        wait = self.wait(client, lane, costs, coming)
         most = self._bounds.wait[lane]
         if deadline is not None:
-            most = min(most, deadline - time.monotonic())
-        if wait > most:
+            own = sum(costs) / self._parallel
+            most = min(most, deadline - time.monotonic() - own)
+        if wait > max(most, 0.0):  # what would run at once runs: an estimate is not always right
             raise RefusedError(
                 Kind.OVERLOADED,
                 f"it would wait about {wait:.1f} s, and {max(0.0, most):.1f} s is the most",

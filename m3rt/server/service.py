@@ -49,6 +49,7 @@ class Service:
         self.observers: list[Callable[[Finished], None]] = []  # told of every request
         self.closers: list[Callable[[], None]] = []  # called in the end
         self.requests = 0  # of any kind that are at work
+        self.coming = 0  # those of them that are being read and tokenised
         self._first = model
         self._stage: Stage | None = None
         self._stopping = False
@@ -176,12 +177,17 @@ class Service:
         if lane is None and size is not None and size <= QUERY:
             lane = Lane.INTERACTIVE
         if lane is not None:
-            self.stage.scheduler.admit(sender.client, lane, sender.deadline)
+            scheduler = self.stage.scheduler
+            scheduler.admit(sender.client, lane, sender.deadline, coming=self.coming)
         self.requests += 1
+        if sender.trail is not None:
+            sender.trail.coming = True
+            self.coming += 1
         try:
             yield
         finally:
             self.requests -= 1
+            self._came(sender)
 
     async def embed(self, ask: Ask, sender: Sender) -> Answer:
         """Embed the texts of a request.
@@ -248,6 +254,7 @@ class Service:
         remaining = None if deadline is None else deadline - time.monotonic()
         if remaining is not None and remaining <= 0:
             raise RefusedError(Kind.EXPIRED, "the request's deadline passed before it ran")
+        self._came(request.sender)
         try:
             stage.scheduler.submit(request, ready.keys)
             async with asyncio.timeout(remaining):
@@ -258,6 +265,12 @@ class Service:
             ) from None
         finally:
             stage.scheduler.forget(request)
+
+    def _came(self, sender: Sender) -> None:
+        """Count a request no longer among those that are coming."""
+        if sender.trail is not None and sender.trail.coming:
+            sender.trail.coming = False
+            self.coming -= 1
 
     async def _prepared(self, model: M3, ask: Ask) -> Prepared:
         characters = sum(map(len, ask.inputs))

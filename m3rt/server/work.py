@@ -57,6 +57,7 @@ class Trail:
 
     holds: list[Hold] = field(default_factory=list)  # memory, given back when the answer is sent
     spent: list[Spent] = field(default_factory=list)
+    coming: bool = False  # let in, and not in the queue yet
     inputs: list[Input] = field(default_factory=list)  # only where the log may have them
 
     def release(self) -> None:
