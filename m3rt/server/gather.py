@@ -12,6 +12,9 @@ from m3rt.server.items import Part, Request
 from m3rt.server.work import Spent, Timings
 from m3rt.types import Batch, Embeddings, Heads
 
+TEXT = 8.0  # bytes of a number from which on it is written in decimal digits
+DIGITS, BYTES = 2e-8, 3e-9  # seconds to write a number
+
 
 def gathered(request: Request, parts: Sequence[Part]) -> Embeddings:
     """Put the results of all texts of a request into its order."""
@@ -56,3 +59,17 @@ def summary(request: Request, characters: int, timings: Timings) -> Spent:
         request.lane,
         timings,
     )
+
+
+def effort_of(found: Embeddings, written: float) -> float:
+    """Return about how many seconds it takes to write an answer.
+
+    Args:
+        found: what it holds.
+        written: bytes of a number; many are those of decimal digits, which take the longest.
+    """
+    numbers = 0 if found.dense is None else found.dense.size
+    if found.sparse is not None:
+        numbers += 2 * found.sparse.weights.values.size
+    numbers += sum(rows.size for rows in found.colbert or [])
+    return 1e-5 * len(found) + numbers * (DIGITS if written >= TEXT else BYTES)

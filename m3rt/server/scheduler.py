@@ -265,7 +265,7 @@ class Scheduler:
                 request.left -= 1
                 if not request.left and not request.done.done():
                     request.done.set_result(None)
-        self._observe(ran)
+        self._loop.call_soon(self._observe, ran)  # after those who wait have their turn
 
     def _fail(self, item: Item, error: Exception) -> None:
         self._land(item)

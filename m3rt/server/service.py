@@ -15,7 +15,7 @@ from m3rt.server import bounds
 from m3rt.server.crew import Ran
 from m3rt.server.faults import Kind, RefusedError
 from m3rt.server.finished import Finished
-from m3rt.server.gather import gathered, summary
+from m3rt.server.gather import effort_of, gathered, summary
 from m3rt.server.items import Request
 from m3rt.server.line import Terms
 from m3rt.server.room import Room, size_of
@@ -29,9 +29,14 @@ from m3rt.types import Heads
 P = ParamSpec("P")
 T = TypeVar("T")
 
+# A thread's turn and the way back take some 100 microseconds, and several times that where a core
+# has to wake up. What takes less is done at once: the event loop is not kept from others by that.
+MOMENT = 1e-4  # seconds of writing
+SHORT = 512  # characters of a request that is tokenised
+FEW = 16  # texts of it, and of a request whose results are put together
+LONG = 0.01  # seconds of writing that small answers need not wait for
 LARGE = 1 << 16  # characters of a request that is tokenised apart, so that queries need not wait
 QUERY = 1 << 10  # bytes of a request that is a query's, most likely
-FEW = 16  # texts whose results are put together at once, in some 50 microseconds
 WATCH = 0.5  # seconds between looks at the engine
 
 
@@ -157,6 +162,15 @@ class Service:
         """Do work that takes longer than some milliseconds in a thread that no query waits for."""
         return await self._in(self._large, work, *args, **kwargs)
 
+    async def finish(
+        self, answer: Answer, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Write an answer: in another thread, unless that takes longer than the writing."""
+        if answer.effort <= MOMENT:
+            return work(*args, **kwargs)
+        pool = self._small if answer.effort <= LONG else self._large
+        return await self._in(pool, work, *args, **kwargs)
+
     @contextlib.contextmanager
     def entered(self, sender: Sender, size: int | None = None) -> Iterator[None]:
         """Count a request while it is at work, before any of its body is read.
@@ -239,7 +253,8 @@ class Service:
             sender.trail.spent.append(summary(request, ready.characters, spent))
             if self.settings.log_texts:
                 sender.trail.inputs.extend(ask.inputs)
-        return Answer(found, request.tokens, spent, ready.characters, request.shared)
+        effort = effort_of(found, ask.bytes_per_number)
+        return Answer(found, request.tokens, spent, ready.characters, request.shared, effort)
 
     def _request(self, ready: Prepared, heads: Heads, lane: Lane, sender: Sender) -> Request:
         count = len(ready.keys)
@@ -276,8 +291,11 @@ class Service:
         characters = sum(map(len, ask.inputs))
         least = len(ask.inputs) * model.tokenizer.min_length
         bounds.check_tokens(self.settings, least)
-        pool = self._small if characters <= LARGE else self._large
-        ready = await self._in(pool, prepared, model, ask)
+        if characters <= SHORT and len(ask.inputs) <= FEW:
+            ready = prepared(model, ask)
+        else:
+            pool = self._small if characters <= LARGE else self._large
+            ready = await self._in(pool, prepared, model, ask)
         bounds.check_tokens(self.settings, len(ready.tokens.ids.values))
         return ready
 

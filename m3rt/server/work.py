@@ -98,6 +98,7 @@ class Answer:
     timings: Timings
     characters: int  # of texts; 0 for token ids
     shared: int = 0  # texts that were taken from the cache, or ran for another request, too
+    effort: float = 0.0  # seconds that it takes to write, about
 
     @property
     def n_tokens(self) -> int:

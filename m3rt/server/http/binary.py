@@ -41,8 +41,12 @@ def chosen(accept: str, offered: Sequence[str]) -> str:
     """
     wanted = accepted(accept) or {"*/*": 1.0}
     ranked = {media: quality(wanted, media) for media in offered}
-    lost = ranked.get(ARROW, 0) > 0 and not writable() and bool(ranked.pop(ARROW))
     best = max(ranked, key=lambda media: ranked[media])
+    # only where it is what is wanted: to look for a package takes a while
+    lost = best == ARROW and ranked[best] > 0 and not writable()
+    if lost:
+        del ranked[ARROW]
+        best = max(ranked, key=lambda media: ranked[media])
     if ranked[best] > 0:
         return best
     message = f"accept is {accept[:200]!r}; there are {', '.join(offered)}"

@@ -146,7 +146,8 @@ async def embedded(call: Call, version: str) -> Reply:
     native.limit(call.service, len(texts), "texts")
     ask = Ask(texts, Heads.DENSE, body.max_tokens, CUTS[body.truncate], bytes_per_number=12.0)
     answer = await call.service.embed(ask, vllm.prioritised(call.sender, body.priority))
-    return await call.service.off(written, body, answer, texts, call.sender.request_id, version)
+    request_id = call.sender.request_id
+    return await call.service.finish(answer, written, body, answer, texts, request_id, version)
 
 
 def check(body: EmbedRequest, width: int) -> None:

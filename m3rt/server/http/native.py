@@ -192,11 +192,12 @@ async def embed(call: Call) -> Reply:
     )
     found = await call.service.embed(ask, call.sender)
     if media == JSON:
-        return await call.service.off(written, body, found, call.service)
+        return await call.service.finish(found, written, body, found, call.service)
     write = binary.WRITERS[media]
-    return Reply(
-        await call.service.off(write, found, np.dtype(body.dtype), call.service.name), media=media
+    content = await call.service.finish(
+        found, write, found, np.dtype(body.dtype), call.service.name
     )
+    return Reply(content, media=media)
 
 
 def limit(service: Service, count: int, param: str) -> None:

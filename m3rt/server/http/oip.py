@@ -110,7 +110,7 @@ async def infer(call: Call) -> Reply:
     small = len(raw) <= exchange.SMALL
     found, ask, sender, outputs = understand() if small else await service.off(understand)
     answer = await service.embed(ask, sender)
-    return await service.off(written, found, outputs, answer)
+    return await service.finish(answer, written, found, outputs, answer)
 
 
 def _model(call: Call) -> str:

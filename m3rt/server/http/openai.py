@@ -141,7 +141,7 @@ async def embeddings(call: Call) -> Reply:
         ),
         call.sender,
     )
-    return await service.off(written, found, service.name, encoded, call.started)
+    return await service.finish(found, written, found, service.name, encoded, call.started)
 
 
 def encoding(body: EmbeddingsRequest) -> bool:

@@ -143,7 +143,7 @@ async def embed(call: Call) -> Reply:
         dense = shortened(answer, body.dimensions, body.normalize is not False)
         return written(call, answer, rows, dense)
 
-    return await call.service.off(write)
+    return await call.service.finish(answer, write)
 
 
 async def embed_sparse(call: Call) -> Reply:
@@ -162,14 +162,14 @@ async def embed_sparse(call: Call) -> Reply:
         found = [[{"index": i, "value": value} for i, value in row] for row in pairs]
         return written(call, answer, rows, found)
 
-    return await call.service.off(write)
+    return await call.service.finish(answer, write)
 
 
 async def embed_all(call: Call) -> Reply:
     """Embed texts: M3's ColBERT vectors, one for each token but the first."""
     body: TextsRequest = call.body
     rows, answer = await embedded(call, body, body.inputs, Heads.COLBERT, 12.0)
-    return await call.service.off(written, call, answer, rows, answer.embeddings.colbert)
+    return await call.service.finish(answer, written, call, answer, rows, answer.embeddings.colbert)
 
 
 async def embedded(

@@ -94,7 +94,7 @@ async def pooling(call: Call) -> Reply:
     answer = await call.service.embed(ask, prioritised(call.sender, body.priority))
     request_id = body.request_id or call.sender.request_id
     write = written_plugin if task == "plugin" else written
-    return await call.service.off(write, body, answer, call.service, request_id)
+    return await call.service.finish(answer, write, body, answer, call.service, request_id)
 
 
 async def inputs_of(service: Service, found: Inputs) -> Sequence[Input]:

@@ -120,7 +120,7 @@ async def model_infer(call: Call) -> bytes:
     small = request.ByteSize() <= SMALL
     ask, sender, outputs = understand() if small else await service.off(understand)
     answer = await service.embed(ask, sender)
-    return await service.off(written, request, outputs, answer)
+    return await service.finish(answer, written, request, outputs, answer)
 
 
 def _asked(request: Any) -> Asked:

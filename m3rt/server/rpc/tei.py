@@ -116,7 +116,7 @@ async def embed(call: Call) -> bytes:
         rest = _written("EmbedResponse", metadata=_metadata(answer.timings, [answer]))
         return messages.floats(1, dense[0]) + rest
 
-    return await call.service.off(write)
+    return await call.service.finish(answer, write)
 
 
 async def embed_sparse(call: Call) -> bytes:
@@ -133,7 +133,7 @@ async def embed_sparse(call: Call) -> bytes:
             metadata=_metadata(answer.timings, [answer]),
         )
 
-    return await call.service.off(write)
+    return await call.service.finish(answer, write)
 
 
 async def embed_all(call: Call) -> bytes:
@@ -145,7 +145,7 @@ async def embed_all(call: Call) -> bytes:
         rest = _written("EmbedAllResponse", metadata=_metadata(answer.timings, [answer]))
         return messages.rows(1, answer.embeddings.colbert[0]) + rest
 
-    return await call.service.off(write)
+    return await call.service.finish(answer, write)
 
 
 async def _embedded(call: Call, head: Heads) -> Answer:
