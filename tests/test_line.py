@@ -178,7 +178,7 @@ def test_a_batch_ends_before_its_deadlines() -> None:
     assert len(line.take(0.0)) == 5  # 0.2 s, and 0.1 s for 100 tokens
     line = line_of()
     line.push(request_of([20]))
-    line.push(request_of([20], deadline=0.23))
+    line.push(request_of([20], deadline=0.25))
     line.push(request_of([20]))
     assert len(line.take(0.0)) == 3  # what the first one alone takes, a quarter more may always
     line = line_of()
@@ -222,6 +222,17 @@ def test_a_text_two_wait_for_runs_while_one_still_wants_it() -> None:
     items[0].waiters.append(other)
     line.push(items)
     assert line.take(2.0) == items
+
+
+def test_what_cannot_be_ready_in_time_lets_others_run() -> None:
+    line = line_of()  # a text of 20 tokens takes 0.22 s
+    hopeless, fine = request_of([20], deadline=0.1), request_of([20], deadline=0.5)
+    line.push(hopeless)
+    line.push(fine)
+    assert line.take(0.0) == fine
+    assert hopeless[0].state == State.DONE
+    line.push(request_of([20], deadline=0.1))
+    assert len(line.take(0.0)) == 1  # nothing else waits
 
 
 @settings(max_examples=60, deadline=None)

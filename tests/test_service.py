@@ -270,6 +270,24 @@ def test_a_deadline_ends_the_wait_in_the_queue_and_at_the_engine(model: M3) -> N
     stood(model, work)
 
 
+def test_nothing_is_left_of_what_was_late(model: M3) -> None:
+    async def work(stand: Stand) -> None:
+        busy = await stand.blocked()
+        soon = time.monotonic() + 0.1
+        late = [stand.start(numbered(n), deadline=soon) for n in range(20)]
+        await asyncio.sleep(0.2)
+        again = stand.start(numbered(3))  # the same text, by somebody who has time
+        await asyncio.sleep(0.05)
+        stand.engine.gate.set()
+        same((await again).embeddings, model.encode([numbered(3)], Heads.DENSE))
+        found = await asyncio.gather(busy, *late, return_exceptions=True)
+        assert sum(isinstance(one, RefusedError) for one in found) == 20
+        assert not stand.service.stage.scheduler._flights
+        assert sum(len(batch) for batch, _ in stand.engine.ran) == 2
+
+    stood(model, work)
+
+
 def test_what_would_wait_too_long_is_refused_with_a_time_to_come_back(model: M3) -> None:
     async def work(stand: Stand) -> None:
         scheduler = stand.service.stage.scheduler

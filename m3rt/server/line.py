@@ -72,7 +72,7 @@ class Line:
     def take(self, now: float) -> list[Item]:
         """Return the texts that run next, and count them as running; none if none waits."""
         while chosen := self._chosen(now):
-            stale = [item for item in chosen if not item.wanted or item.deadline <= now]
+            stale = [item for item in chosen if not item.wanted or self._late(item, now)]
             if not stale:
                 break
             self.drop(stale)
@@ -88,6 +88,15 @@ class Line:
     def waiting(self) -> list[Item]:
         """Return all that wait."""
         return [item for fair in self._lanes.values() for item in fair.ordered()]
+
+    def _late(self, item: Item, now: float) -> bool:
+        """Return whether a text cannot be ready in time; others that can run instead.
+
+        The last one that waits runs all the same: it shows whether the estimate is right.
+        """
+        if len(self) > 1:
+            now += self._chooser.pace.batch(item.length)
+        return item.deadline <= now
 
     def _chosen(self, now: float) -> list[Item]:
         """Return the texts that would run next."""

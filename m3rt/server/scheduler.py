@@ -26,6 +26,7 @@ from m3rt.server.pace import Pace
 from m3rt.server.work import Lane
 from m3rt.types import Limits
 
+MARGIN = 1.2  # times the estimated wait that must be left until a deadline
 SHORT = 16  # tokens of a query, when nothing of a request is known yet
 
 
@@ -130,7 +131,7 @@ class Scheduler:
         most = self._bounds.wait[lane]
         if deadline is not None:
             own = sum(costs) / self._parallel
-            most = min(most, deadline - time.monotonic() - own)
+            most = min(most, (deadline - time.monotonic() - own) / MARGIN)
         if wait > max(most, 0.0):  # what would run at once runs: an estimate is not always right
             raise RefusedError(
                 Kind.OVERLOADED,
@@ -160,27 +161,25 @@ class Scheduler:
                 continue
             item = fresh.get(key) or self._flights.get(key)
             if item is None or not joinable(item, request):
-                item = fresh[key] = Item(
-                    request.tokens.ids[row],
-                    request.heads,
-                    request.lane,
-                    request.sender.client,
-                    costs[key],
-                    request.arrived,
-                )
+                item = fresh[key] = item_of(request, row, costs[key])
             attached.append((item, row))
         self._admit(request, list(fresh.values()))
+        request.shared += len(attached) - len(fresh)
         for item, row in attached:
             item.waiters.append((request, row))
-            request.items.append(item)
-        request.shared += len(attached) - len(fresh)
-        if not request.left:
-            request.done.set_result(None)
-        if fresh:
-            self._flights.update(fresh)
-            with self._crew.ready:
+        with self._crew.ready:
+            for place, (item, row) in enumerate(attached):
+                if item.state == State.DONE:  # those who waited for it were late: just dropped
+                    again = fresh.setdefault(keys[row], item_of(request, row, costs[keys[row]]))
+                    again.waiters.append((request, row))
+                    attached[place] = again, row
+            if fresh:
                 self.line.push(list(fresh.values()))
                 self._crew.ready.notify(min(len(fresh), self._parallel))
+        request.items += [item for item, _ in attached]
+        self._flights.update(fresh)
+        if not request.left:
+            request.done.set_result(None)
 
     def forget(self, request: Request) -> None:
         """Drop what only this request waited for; it is answered, or its client has gone."""
@@ -188,14 +187,13 @@ class Scheduler:
             request.done.cancel()
         if not request.left:
             return
-        waiting = [
-            item for item in set(request.items) if item.state == State.WAITING and not item.wanted
+        unwanted = [
+            item for item in set(request.items) if item.state != State.RUNNING and not item.wanted
         ]
-        if waiting:
-            with self._lock:
-                self.line.drop(waiting)
-            for item in waiting:
-                self._land(item)
+        with self._lock:
+            self.line.drop(unwanted)
+        for item in unwanted:
+            self._land(item)
 
     def stuck(self, seconds: float) -> bool:
         """Return whether a batch has run for longer than that, and fail what waits for it."""
@@ -279,6 +277,13 @@ class Scheduler:
         key = item.ids.tobytes()
         if self._flights.get(key) is item:
             del self._flights[key]
+
+
+def item_of(request: Request, row: int, cost: float) -> Item:
+    """Return what a text of a request is in the queue."""
+    client = request.sender.client
+    ids = request.tokens.ids[row]
+    return Item(ids, request.heads, request.lane, client, cost, request.arrived)
 
 
 def joinable(item: Item, request: Request) -> bool:
