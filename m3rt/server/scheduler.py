@@ -27,6 +27,7 @@ from m3rt.server.work import Lane
 from m3rt.types import Limits
 
 MARGIN = 1.2  # times the estimated wait that must be left until a deadline
+ROOM = 0.4  # of the time until a deadline, at most, that is kept for a batch with others
 SHORT = 16  # tokens of a query, when nothing of a request is known yet
 
 
@@ -130,14 +131,24 @@ class Scheduler:
         wait = self.wait(client, lane, costs, coming)
         most = self._bounds.wait[lane]
         if deadline is not None:
-            own = sum(costs) / self._parallel
-            most = min(most, (deadline - time.monotonic() - own) / MARGIN)
+            left = deadline - time.monotonic()
+            most = min(most, (left - self._together(costs, left)) / MARGIN)
         if wait > max(most, 0.0):  # what would run at once runs: an estimate is not always right
             raise RefusedError(
                 Kind.OVERLOADED,
                 f"it would wait about {wait:.1f} s, and {max(0.0, most):.1f} s is the most",
                 retry_after=max(1.0, math.ceil(wait - most)),
             )
+
+    def _together(self, costs: Sequence[float], left: float) -> float:
+        """Return the seconds that new work should have left when its turn comes.
+
+        Enough for a batch that is large enough: where all are let in until their deadlines, those
+        whose turn it is have no time to run with others, and the engine is slow.
+        """
+        with self._lock:
+            large = self.pace.batch(self.pace.knee)
+        return max(sum(costs) / self._parallel, min(large, ROOM * left))
 
     def submit(self, request: Request, keys: Sequence[bytes]) -> None:
         """Queue the texts of a request; its future ends when all have results.
