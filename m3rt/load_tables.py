@@ -210,7 +210,7 @@ def about(result: LoadResult) -> list[tuple[str, str]]:
 
 def figures(runs: Sequence[Run], slo_ms: float) -> list[str]:
     """Draw latency and goodput over the rate."""
-    at = [run.rate for run in runs]
+    at = [float(f"{run.rate:.3g}") for run in runs]  # as the axis names them
     x = plots.points("requests offered a second", at)
     percentiles: dict[str, Y] = {
         "p50": lambda run: run.latency.p50 if run.latency else None,
