@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +16,9 @@ from m3rt.server.faults import Kind, RefusedError
 from m3rt.server.finished import Finished
 from m3rt.server.gather import effort_of, gathered, summary
 from m3rt.server.items import Request
-from m3rt.server.line import Terms
 from m3rt.server.room import Room, size_of
-from m3rt.server.scheduler import Bounds
 from m3rt.server.settings import Settings
-from m3rt.server.stage import Stage, warm
+from m3rt.server.stage import Stage, staged
 from m3rt.server.tokens import Prepared, prepared
 from m3rt.server.work import Answer, Ask, Lane, Sender, Timings
 from m3rt.types import Heads
@@ -111,7 +108,7 @@ class Service:
         Raises:
             EngineError: the engine fails.
         """
-        self._stage = await self._staged(self._first)
+        self._stage = await staged(self._first, self.settings, self._observe)
         self._watch = asyncio.create_task(self._watching())
 
     async def swap(self, model: M3) -> None:
@@ -123,7 +120,7 @@ class Service:
         Raises:
             EngineError: the new engine fails; the old one goes on.
         """
-        fresh = await self._staged(model)
+        fresh = await staged(model, self.settings, self._observe)
         old, self._stage = self.stage, fresh
         await old.drained(self.settings.request_timeout)
         await asyncio.to_thread(old.close, self.settings.engine_timeout)
@@ -306,28 +303,6 @@ class Service:
             raise RefusedError(Kind.NOT_READY, "the engine's device was lost")
         if self._closed:
             raise RefusedError(Kind.NOT_READY, "the server is stopping", retry_after=10.0)
-
-    async def _staged(self, model: M3) -> Stage:
-        """Warm a model up, and give it a scheduler."""
-        limits = model.engine.limits
-        most = min(limits.max_tokens, self.settings.max_batch_tokens or limits.max_tokens)
-        limits = dataclasses.replace(limits, max_tokens=most)
-        taken = await asyncio.to_thread(warm, model, limits)
-        stage = Stage(
-            model,
-            limits,
-            asyncio.get_running_loop(),
-            Terms(self.settings.ageing, self.settings.bulk_share, self.settings.quantum),
-            Bounds(
-                (self.settings.max_wait, self.settings.max_wait_bulk),
-                self.settings.max_queue_tokens,
-            ),
-            self.settings.cache_bytes,
-            self._observe,
-        )
-        for tokens, seconds in taken:
-            stage.scheduler.learn(tokens, seconds)
-        return stage
 
     def _observe(self, ran: Ran) -> None:
         for watcher in self.watchers:

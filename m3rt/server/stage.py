@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import logging
 import time
@@ -18,6 +19,7 @@ from m3rt.server.choice import width_of
 from m3rt.server.crew import Ran
 from m3rt.server.line import Terms
 from m3rt.server.scheduler import Bounds, Scheduler
+from m3rt.server.settings import Settings
 from m3rt.types import Batch, Limits, ragged
 
 log = logging.getLogger("m3rt.server")
@@ -66,6 +68,31 @@ class Stage:
         if ended and close is not None:
             close()
         return ended
+
+
+async def staged(model: M3, settings: Settings, observe: Callable[[Ran], None]) -> Stage:
+    """Warm a model up, and give it a scheduler in the event loop that runs.
+
+    Raises:
+        EngineError: the engine fails.
+    """
+    limits = model.engine.limits
+    most = min(limits.max_tokens, settings.max_batch_tokens or limits.max_tokens)
+    limits = dataclasses.replace(limits, max_tokens=most)
+    taken = await asyncio.to_thread(warm, model, limits)
+    waits = (settings.max_wait, settings.max_wait_bulk)
+    stage = Stage(
+        model,
+        limits,
+        asyncio.get_running_loop(),
+        Terms(settings.ageing, settings.bulk_share, settings.quantum),
+        Bounds(waits, settings.max_queue_tokens),
+        settings.cache_bytes,
+        observe,
+    )
+    for tokens, seconds in taken:
+        stage.scheduler.learn(tokens, seconds)
+    return stage
 
 
 def warm(model: M3, limits: Limits) -> list[tuple[int, float]]:
