@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -448,6 +449,29 @@ def test_traces(model: M3) -> None:
         assert whole.start_time is not None
         assert whole.end_time is not None
         assert whole.start_time <= span.start_time <= span.end_time
+
+
+def test_traces_are_sent_to_a_collector(model: M3) -> None:
+    taken: list[tuple[str, bytes]] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            taken.append((self.path, self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Collector) as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        with server(model, otlp_endpoint=f"http://127.0.0.1:{collector.server_port}") as served:
+            right(post(served, SECRET), model, SECRET)
+        until(lambda: bool(taken), "what was not sent is sent in the end")
+        collector.shutdown()
+    assert [path for path, _ in taken] == ["/v1/traces"]
+    assert b"embeddings" in taken[0][1]
+    assert SECRET.encode() not in taken[0][1]
 
 
 def test_probes_while_it_starts_and_when_it_hangs(model: M3) -> None:
