@@ -312,7 +312,7 @@ def test_processors_have_no_devices(start: Start) -> None:
 def test_auto(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = start(3)
     machine.cuda.cards[0].capability = (7, 5)  # for which there is no plan
-    assert m3rt.load(machine.folder).engine.name == "cpu:fp32"
+    assert m3rt.load(machine.folder).engine.name.startswith(("cpu:", "openvino:"))
     on_all = m3rt.load(machine.folder, devices="all")
     assert on_all.engine.name == SPEC
     assert "built for this GPU, a GPU (sm86)" in on_all.why
@@ -323,12 +323,12 @@ def test_auto(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     for card in machine.cuda.cards:
         card.memory = 1 << 20
     model = m3rt.load(machine.folder, devices="all")
-    assert model.engine.name == "cpu:fp32"
+    assert model.engine.name.startswith(("cpu:", "openvino:"))
     assert "tensorrt:fp16 does not open: " in model.why
     with pytest.raises(m3rt.UnavailableError, match=r"device 1: .*needs"):
         m3rt.load(machine.folder, devices=[1, 2])  # no processor was asked for
     monkeypatch.setattr(nvidia, "missing", lambda: "no NVIDIA driver")
-    assert m3rt.load(machine.folder, devices="all").engine.name == "cpu:fp32"
+    assert m3rt.load(machine.folder, devices="all").engine.name.startswith(("cpu:", "openvino:"))
 
 
 def test_everything_is_released_whatever_the_thread_is_at(start: Start) -> None:

@@ -74,7 +74,7 @@ class Crew:
         self.lost = False  # the device, or with it the engine
         self._closing = False
         self._threads = [
-            threading.Thread(target=self._work, args=(n,), name=f"m3rt-engine-{n}", daemon=True)
+            threading.Thread(target=self._work, args=(n,), name=f"serve-engine-{n}", daemon=True)
             for n in range(max(1, model.engine.limits.parallel))
         ]
         for thread in self._threads:

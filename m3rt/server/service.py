@@ -57,8 +57,8 @@ class Service:
         self._stopping = False
         self._closed = False
         self._stuck = False
-        self._small = ThreadPoolExecutor(2, "m3rt-small")
-        self._large = ThreadPoolExecutor(2, "m3rt-large")
+        self._small = ThreadPoolExecutor(2, "serve-small")
+        self._large = ThreadPoolExecutor(2, "serve-large")
         self._watch: asyncio.Task[None] | None = None
 
     @property
