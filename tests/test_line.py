@@ -210,7 +210,6 @@ def test_what_nobody_wants_does_not_run() -> None:
         line.push(items)
     gone[0].waiters[0][0].done.cancel()
     assert [item.length for item in line.take(2.0)] == [12]
-    assert line.dropped == 2
     assert gone[0].state == late[0].state == State.DONE
     assert len(line) == 0
 

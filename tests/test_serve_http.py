@@ -154,6 +154,14 @@ def test_a_body_that_is_too_large(model: M3, chunked: bool) -> None:
         right(post(served, "a"), model, "a")
 
 
+def test_who_sends_somewhat_too_much_is_told_so(model: M3) -> None:
+    """A client reads no answer before it has sent all: what is too much is read, and not kept."""
+    with server(model, max_body_bytes=1000) as served:
+        found = httpx.post(served.url + EMBED, content=b"x" * (16 << 20), timeout=30)
+        assert found.status_code == 413
+        assert str(16 << 20) in found.json()["error"]["message"]
+
+
 def test_a_body_that_is_declared_huge_is_not_waited_for(model: M3) -> None:
     with server(model, max_body_bytes=1000) as served, raw(served) as connection:
         connection.sendall(

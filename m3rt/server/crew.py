@@ -110,7 +110,7 @@ class Crew:
             ran = self._run(items, began, places)
             with self.ready:
                 del self.running[number]
-                if ran.found is not None and not ran.failed:
+                if ran.items is items and not ran.failed:  # not what ran one by one
                     self._pace.learn(places, ran.ended - began)
             self._done(ran)
 
@@ -130,14 +130,17 @@ class Crew:
                 self._note(error)
             else:
                 log.warning("a batch of %d texts failed, each runs alone: %s", len(items), error)
-                return self._alone(items, began, places, heads)
+                return self._alone(items)
         return Ran(items, found, failed, began, time.monotonic(), places, heads)
 
-    def _alone(self, items: Sequence[Item], began: float, places: int, heads: Heads) -> Ran:
+    def _alone(self, items: Sequence[Item]) -> Ran:
         """Run each text by itself, and report them one by one; the last is returned."""
         for item in items[:-1]:
-            self._done(self._run([item], began, item.length))
-        return self._run([items[-1]], began, places)
+            self._done(self._one(item))
+        return self._one(items[-1])
+
+    def _one(self, item: Item) -> Ran:
+        return self._run([item], time.monotonic(), cost_of([item], self._model))
 
     def _embeddings(
         self, items: Sequence[Item], heads: Heads, failed: dict[int, Exception]

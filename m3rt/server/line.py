@@ -38,7 +38,6 @@ class Line:
         self._lanes = {lane: Fair() for lane in Lane}
         self._owed = 0.0  # seconds of the engine that aged bulk texts are behind their share
         self._interactive_at = -BUSY  # when the last interactive text came
-        self.dropped = 0  # texts that nobody waited for any more
 
     def __len__(self) -> int:
         return sum(lane.count for lane in self._lanes.values())
@@ -62,7 +61,6 @@ class Line:
                 item.state = State.DONE
             if some:
                 fair.drop(some)
-                self.dropped += len(some)
 
     def ahead(self, client: str, lane: Lane, cost: float, last: float = 0.0) -> float:
         """Return the seconds of work that runs before the last text of some new work; see Fair."""

@@ -83,11 +83,6 @@ class Scheduler:
         """Whether the engine's device was lost: nothing runs any more."""
         return self._crew.lost
 
-    @property
-    def busy(self) -> bool:
-        """Whether anything waits or runs."""
-        return bool(len(self.line) or self._crew.running)
-
     def learn(self, tokens: int, seconds: float) -> None:
         """Tell of a batch that ran before there was a queue."""
         with self._lock:
@@ -226,7 +221,7 @@ class Scheduler:
     def abandon(self, error: RefusedError) -> None:
         """Refuse all that waits."""
         with self._lock:
-            items = list(self.line.waiting())
+            items = self.line.waiting()
             self.line.drop(items)
         for item in items:
             self._fail(item, error)

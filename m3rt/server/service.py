@@ -40,8 +40,8 @@ WATCH = 0.5  # seconds between looks at the engine
 class Service:
     """Embeds for all surfaces, and knows whether it can.
 
-    It belongs to one event loop, from ``start`` to ``stop``. A model is opened and warmed up by
-    the caller, or by ``reload``.
+    It belongs to one event loop, from ``start`` to ``stop``. A model is opened by the caller, and
+    warmed up by ``start`` or ``swap``.
     """
 
     def __init__(self, settings: Settings, model: M3) -> None:
@@ -154,10 +154,6 @@ class Service:
     async def off(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do work in another thread: serialisation, scores."""
         return await self._in(self._small, work, *args, **kwargs)
-
-    async def off_large(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do work that takes longer than some milliseconds in a thread that no query waits for."""
-        return await self._in(self._large, work, *args, **kwargs)
 
     async def finish(
         self, answer: Answer, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
@@ -24,7 +22,6 @@ from m3rt.server.work import Sender, Trail
 log = logging.getLogger("m3rt.server")
 
 UNREAD = (Kind.TOO_LARGE, Kind.TOO_SLOW)  # what is left of such a body is no next request
-REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class App:
@@ -84,7 +81,7 @@ class App:
         started = time.perf_counter()
         method = scope["method"]
         headers = headers_of(scope)
-        sender = Sender(request_id=request_id(headers), trail=Trail())
+        sender = Sender(request_id=exchange.request_id(headers), trail=Trail())
         route: Route | None = None
         call: Call | None = None
         shape: Shape = native.shape
@@ -188,14 +185,10 @@ class App:
                 Kind.UNAUTHORISED, "no valid API key: send Authorization: Bearer KEY"
             )
         settings = self.service.settings
-        client = name or ""
-        if settings.client_header:
-            client += "/" + headers.get(settings.client_header.lower(), "")
-        elif not client and scope.get("client"):
-            client = scope["client"][0]
+        address = scope["client"][0] if scope.get("client") else ""
         return replace(
             sender,
-            client=client,
+            client=exchange.client(name or "", settings.client_header, headers, address),
             lane=exchange.lane(headers),
             deadline=exchange.deadline(headers, settings.request_timeout),
         )
@@ -205,9 +198,3 @@ def headers_of(scope: Scope) -> dict[str, str]:
     """Return the headers, names in lower case; of several with one name, the last."""
     pairs: list[tuple[bytes, bytes]] = scope["headers"]
     return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in pairs}
-
-
-def request_id(headers: Mapping[str, str]) -> str:
-    """Return the client's own, if it is one line of plain characters, or a new one."""
-    own = headers.get("x-request-id", "")
-    return own if REQUEST_ID.fullmatch(own) else uuid.uuid4().hex

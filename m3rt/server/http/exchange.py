@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import re
 import time
+import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
@@ -29,6 +31,9 @@ SPARED = 32 << 20  # bytes beyond the most that are read, and thrown away, befor
 PIECE = 64 << 10  # bytes sent at once: what a client that does not read can make us hold beside
 
 
+REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
 class ClientGoneError(Exception):
     """The client closed the connection before it was answered."""
 
@@ -41,7 +46,7 @@ async def read(receive: Receive, headers: Mapping[str, str], most: int, seconds:
         RefusedError: it is larger than it may be, or did not come in time.
     """
     declared = headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > most:
+    if declared.isdecimal() and int(declared) > most + SPARED:
         raise RefusedError(
             Kind.TOO_LARGE, f"the body has {declared} bytes, at most {most} are taken"
         )
@@ -153,6 +158,25 @@ async def answer(send: Send, reply: Reply, seconds: float, head: bool = False) -
                 await send(piece)
     except TimeoutError:
         raise ClientGoneError from None
+
+
+def request_id(headers: Mapping[str, str]) -> str:
+    """Return the client's own, if it is one line of plain characters, or a new one."""
+    own = headers.get("x-request-id", "")
+    return own if REQUEST_ID.fullmatch(own) else uuid.uuid4().hex
+
+
+def client(name: str, header: str, headers: Mapping[str, str], address: str) -> str:
+    """Return who shares the engine with others: a key's owner, told apart further by a proxy.
+
+    Args:
+        name: of the API key; empty where there are no keys.
+        header: that a proxy sets for each of its clients; empty if none does.
+        headers: of the request.
+        address: where it came from, for those of whom nothing else is known.
+    """
+    told = headers.get(header.lower(), "") if header else ""
+    return "/".join(filter(None, (name, told))) or address
 
 
 def deadline(headers: Mapping[str, str], most: float) -> float:

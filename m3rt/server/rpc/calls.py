@@ -10,7 +10,6 @@ import contextlib
 import logging
 import math
 import time
-import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -22,7 +21,6 @@ from m3rt.errors import EngineError, InputError
 from m3rt.server.faults import Kind, RefusedError
 from m3rt.server.finished import Finished
 from m3rt.server.http import exchange
-from m3rt.server.http.app import REQUEST_ID
 from m3rt.server.rpc import messages
 from m3rt.server.service import Service
 from m3rt.server.work import Lane, Sender, Trail
@@ -252,14 +250,9 @@ class Methods:
     def _sender(self, context: Any) -> Sender:
         """Return whose call it is, and tell the client what it is called in the log."""
         settings, headers = self.service.settings, _headers(context)
-        client = CLIENT.get()
-        if not client and settings.client_header:
-            client = headers.get(settings.client_header.lower(), "")
-        if not client:
-            client = context.peer().rpartition(":")[0]  # without the port
-        request_id = headers.get("x-request-id", "")
-        if not REQUEST_ID.fullmatch(request_id):
-            request_id = uuid.uuid4().hex
+        address = context.peer().rpartition(":")[0]  # without the port
+        client = exchange.client(CLIENT.get(), settings.client_header, headers, address)
+        request_id = exchange.request_id(headers)
         context.set_trailing_metadata((("x-request-id", request_id),))
         deadline = self._deadline(context)
         return Sender(client, exchange.lane(headers), deadline, request_id, Trail())
